@@ -1,0 +1,70 @@
+"""What the tests ask of the machine below the code under test."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def tool(
+    name: str, *arguments: str | Path, check: bool = True, text: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of the system; the test is skipped where it is not installed."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    done = subprocess.run([path, *arguments], check=False, capture_output=True, text=True, input=text)
+    assert not check or done.returncode == 0, f"{name}: {done.stderr or done.stdout}"
+    return done
+
+
+@contextmanager
+def mounted(target: Path, *arguments: str | Path) -> Iterator[Path]:
+    """Mount by mount(8) with these arguments, and unmount at the end."""
+    tool("mount", *arguments, target)
+    try:
+        yield target
+    finally:
+        tool("umount", target)
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_PATH | os.O_DIRECTORY) -> Iterator[int]:
+    """A descriptor for the length of a block."""
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def sparse(path: Path, size: int) -> Path:
+    """A file of this size that holds nothing."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def names(path: Path) -> list[str]:
+    """The entries of a directory, sorted."""
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def descriptors() -> list[str]:
+    """The numbers of this process's open descriptors, the one that looks included."""
+    return names(Path("/proc/self/fd"))
+
+
+def children() -> list[int]:
+    """Every child of this process, zombies too."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found += [int(word) for word in (task / "children").read_text(encoding="ascii").split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
