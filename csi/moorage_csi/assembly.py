@@ -1,0 +1,83 @@
+"""The driver behind the RPCs, put together from its settings: the pools, and the two services that share them."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from moorage_csi.errors import DriverError
+from moorage_csi.metrics import PoolFigures
+from moorage_csi.rpc.controller import Controller
+from moorage_csi.rpc.guard import Guard
+from moorage_csi.rpc.node import Node
+from moorage_csi.rpc.pools import Pools, Station
+from moorage_csi.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+FIGURES_SECONDS: Final = 3.0
+"""For reading a pool's figures, which asks its disk; Prometheus waits 10 seconds for the whole page."""
+
+
+class Driver:
+    """Pools, Controller and Node of this node. Made by ``open``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._guard = Guard()
+        self._pools = Pools(settings.pools, node_name=settings.node_name)
+        self.controller = Controller(pools=self._pools, node_name=settings.node_name, guard=self._guard)
+        self.node = Node(
+            pools=self._pools,
+            node_name=settings.node_name,
+            kubelet_dir=str(settings.kubelet_dir),
+            guard=self._guard,
+        )
+
+    @classmethod
+    async def open(cls, settings: Settings) -> "Driver":
+        """Open the pools that can be opened, and finish there what an earlier process left in the middle.
+
+        A pool that cannot be opened is logged and tried again by every call that needs it; it never keeps the
+        others, or the unpublishing of what is mounted, from being served.
+        """
+        driver = cls(settings)
+        await driver._pools.start()
+        return driver
+
+    def ready(self) -> bool:
+        """Whether a pool is open; from memory."""
+        return any(station.ready is not None for station in self._pools)
+
+    async def figures(self) -> Sequence[PoolFigures]:
+        """Every pool's figures; those of a disk that does not answer in time are left out."""
+        return await asyncio.gather(*(self._figures_of(station) for station in self._pools))
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a bound on waiting, not on the work
+        """Wait up to ``timeout`` seconds for work that outlives its call; say whether all ended."""
+        return await self._guard.drain(timeout)
+
+    async def close(self) -> None:
+        """Begin nothing more in the pools. What is mounted stays mounted."""
+        await self._pools.close()
+
+    async def _figures_of(self, station: Station) -> PoolFigures:
+        opened, known = station.ready, station.report()
+        if opened is None:
+            return PoolFigures(name=known.name)
+        figures = PoolFigures(
+            name=known.name,
+            backend=known.backend,
+            reason=known.backend_reason,
+            promised=known.promised_bytes,
+            volumes=known.volumes,
+            trash=known.trash,
+            problems=len(known.problems),
+        )
+        try:
+            async with asyncio.timeout(FIGURES_SECONDS):
+                room = await station.lane.run(opened.pool.room)
+        except (DriverError, OSError) as error:
+            _log.warning("a pool's figures cannot be read", extra={"pool": known.name, "reason": str(error)})
+            return figures
+        return dataclasses.replace(figures, capacity=room.total, available=room.free)

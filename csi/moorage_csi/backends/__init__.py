@@ -1,0 +1,1 @@
+"""Kinds of storage, each behind the protocol in ``backend``."""

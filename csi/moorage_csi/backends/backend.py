@@ -1,0 +1,154 @@
+"""What every backend can be asked: the one seam between a volume and the kind of storage behind it.
+
+A backend works in the folder that the pool gives it and knows nothing of records, ids or requests.
+Its methods block and belong in the pool's own threads, except ``format``, which waits for a program. Errors
+from the kernel leave it as ``OSError``; the driver's own errors leave it where a person has to decide.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from moorage_csi.host.paths import Directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend's volumes can be.
+
+    ``shared`` says whether two nodes may use one volume at a time, which a filesystem inside a file
+    never survives.
+    """
+
+    block: bool
+    shared: bool
+    filesystems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The storage to make or to publish. ``size`` in bytes; no ``filesystem`` for a block device.
+
+    ``uuid`` becomes the filesystem's own. ``quota`` is the word of ``contract.Context.QUOTA`` that
+    ``Backend.promise`` gave.
+    """
+
+    uuid: str
+    size: int
+    block: bool
+    filesystem: str
+    permissions: int
+    quota: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """Where and how a volume is to appear on this node.
+
+    ``exclusive`` allows no second target; ``options`` are mount options as ``mount -o`` spells them.
+    """
+
+    target: str
+    kubelet_dir: str
+    readonly: bool
+    exclusive: bool
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a volume may take and what it has taken of the pool, in bytes."""
+
+    size: int
+    allocated: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """A total and its parts, in one unit."""
+
+    total: int
+    used: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How full a volume is; a block device has a size and nothing else."""
+
+    size: Amount
+    inodes: Amount | None
+
+
+class Backend(Protocol):
+    """Storage of one kind in one pool."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in a class's ``backend`` parameter."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its volumes can be."""
+
+    def filesystem(self, asked: str) -> str:
+        """The filesystem made in a mounted volume for which ``asked`` was asked (empty: no wish); empty for none.
+
+        Raises:
+            InvalidArgumentError: this backend cannot give that one.
+        """
+
+    def minimum(self, filesystem: str) -> int:
+        """The smallest size in bytes; ``filesystem`` is empty for a block device."""
+
+    def promise(self, asked: str) -> str:
+        """The quota word for a volume for which the class asks ``asked``.
+
+        Raises:
+            PreconditionError: the class requires a limit that this pool's kernel cannot hold.
+        """
+
+    def make(self, folder: Directory, shape: Shape) -> None:
+        """Make the storage, without a filesystem inside. The folder holds nothing of this kind yet."""
+
+    async def format(self, folder: Directory, shape: Shape) -> None:
+        """Make the filesystem inside, which destroys what was there. On return it is on the disk.
+
+        Nothing for storage that has none. The caller alone knows, from the record, that it may be done.
+        Cancelled, it ends when the program has ended.
+        """
+
+    def retire(self, folder: Directory) -> None:
+        """Give back what the kernel keeps for the storage outside of its folder, which is about to go."""
+
+    def footprint(self, folder: Directory) -> Footprint | None:
+        """The storage's size and what it has taken, in constant time; None where that cannot be told."""
+
+    def users(self, folder: Directory) -> tuple[str, ...]:
+        """The mount points and devices through which this node still uses the storage."""
+
+    def publish(self, folder: Directory, shape: Shape, publication: Publication) -> None:
+        """Make the volume appear at the target. Done already: nothing happens. Never formats.
+
+        A crash at any step leaves either nothing, or what the next call finds and completes.
+
+        Raises:
+            AlreadyExistsError: it is there, but writable where read-only was asked for or the reverse.
+            PreconditionError: something else is there, the volume is exclusive and in use, or its
+                filesystem is not the one the record names.
+        """
+
+    def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:
+        """Take the volume away from the target and remove the target. Absent: nothing happens.
+
+        ``folder`` is None for a volume that no pool knows any more.
+
+        Raises:
+            PreconditionError: the target is in use and stays.
+        """
+
+    def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:
+        """How full the volume is that is published at ``path``; constant time, never a tree walk.
+
+        Raises:
+            NotFoundError: the volume is not published there.
+        """

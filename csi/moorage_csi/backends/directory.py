@@ -1,0 +1,184 @@
+"""Volumes as directories of the pool's own filesystem, shown to pods by a bind mount.
+
+Fast and transparent, and only as large as the kernel says: where it holds project quotas, a volume gets
+one and it is read back; where it does not, ``quota: required`` is refused, and the other words make
+volumes that say so. A project's number is one whose limit nobody has set, looked for from the
+directory's inode number on, so that nothing has to be remembered.
+"""
+
+import contextlib
+import os
+import stat
+import threading
+from typing import Final
+
+from moorage_csi import contract
+from moorage_csi.backends.backend import Capabilities, Footprint, Publication, Shape, Usage
+from moorage_csi.backends.targets import (
+    attributes_of,
+    figures_of,
+    held_by,
+    opened_target,
+    path_of,
+    refuse_other_access,
+    take_away,
+)
+from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError
+from moorage_csi.host import mounts, paths, quotas
+from moorage_csi.host.paths import Directory
+
+DATA: Final = "data"
+
+_MINIMUM: Final = 1 << 20
+_PROJECTS: Final = 1 << 31
+_PROJECT_ATTEMPTS: Final = 1 << 12
+
+
+class DirectoryBackend:
+    """The backend ``directory`` of one pool.
+
+    ``filesystem`` is the pool's own, and ``no_quota`` says why the kernel cannot limit a directory in it;
+    None where it can.
+    """
+
+    name = contract.BACKEND_DIRECTORY
+
+    def __init__(self, *, filesystem: str, no_quota: str | None) -> None:
+        self._filesystem = filesystem
+        self._no_quota = no_quota
+        self._numbering = threading.Lock()
+        self.capabilities = Capabilities(block=False, shared=True, filesystems=(filesystem,))
+
+    def filesystem(self, asked: str) -> str:
+        """None is made; the pool's own may be asked for by name."""
+        if asked not in ("", self._filesystem):
+            raise InvalidArgumentError(
+                f"filesystem {asked!r} is not that of the pool, {self._filesystem}, on which directories live; "
+                f"leave {contract.Parameter.FSTYPE} out, or choose backend {contract.BACKEND_IMAGE}"
+            )
+        return ""
+
+    def minimum(self, filesystem: str) -> int:  # noqa: ARG002 - a directory has none of its own
+        """A directory needs next to nothing."""
+        return _MINIMUM
+
+    def promise(self, asked: str) -> str:
+        """``enforced`` wherever that is wished and possible; see ``Backend.promise``."""
+        if asked == contract.QUOTA_NONE:
+            return contract.QUOTA_NONE
+        if self._no_quota is None:
+            return contract.QUOTA_ENFORCED
+        if asked == contract.QUOTA_REQUIRED:
+            raise PreconditionError(
+                f"backend {self.name} cannot hold a volume's size in this pool: {self._no_quota}; choose backend "
+                f"{contract.BACKEND_IMAGE}, or say {contract.Parameter.QUOTA}: {contract.QUOTA_BEST_EFFORT} to do without"
+            )
+        return contract.QUOTA_BEST_EFFORT
+
+    def make(self, folder: Directory, shape: Shape) -> None:
+        """Make the directory, with its limit where one was promised; the limit is read back."""
+        folder.make_directory(DATA, shape.permissions)
+        if shape.quota == contract.QUOTA_ENFORCED:
+            with folder.child(DATA) as data, self._numbering:
+                project = _free_project(data.fd)
+                quotas.assign_project(data.fd, project)
+                quotas.set_limit(data.fd, project, shape.size)
+
+    async def format(self, folder: Directory, shape: Shape) -> None:
+        """Nothing: the filesystem is the pool's."""
+
+    def retire(self, folder: Directory) -> None:
+        """Take the limit off the volume's project, so that its number is free."""
+        if self._no_quota is None:
+            with contextlib.suppress(FileNotFoundError), folder.child(DATA) as data:
+                project = quotas.project_of(data.fd)
+                if project:
+                    quotas.set_limit(data.fd, project, 0)
+
+    def footprint(self, folder: Directory) -> Footprint | None:
+        """What the kernel counts for the limit; without one it could not be told in constant time."""
+        if self._no_quota is not None:
+            return None
+        with folder.child(DATA) as data:
+            project = quotas.project_of(data.fd)
+            if not project:
+                return None
+            held = quotas.read_limit(data.fd, project)
+        return Footprint(size=held.limit, allocated=held.used)
+
+    def users(self, folder: Directory) -> tuple[str, ...]:
+        """Where the directory, or one in it, is mounted."""
+        return tuple(_targets(folder))
+
+    def publish(self, folder: Directory, shape: Shape, publication: Publication) -> None:  # noqa: ARG002
+        """Bind the directory onto the target, or find that it is done; see ``Backend.publish``."""
+        options = attributes_of(publication)
+        if options.filesystem:
+            raise InvalidArgumentError(
+                f"mount options {','.join(options.filesystem)} are for a filesystem of the volume's own, and a "
+                "directory has none; allowed are those of a mount, such as noexec, nosuid, noatime"
+            )
+        with folder.child(DATA) as data:
+            if _published(data, publication):
+                return
+            others = [target for target in _targets(folder) if target != publication.target]
+            if publication.exclusive and others:
+                raise held_by(others)
+            target = paths.open_target_directory(publication.target, publication.kubelet_dir)
+            try:
+                mounts.bind(source_fd=data.fd, target_fd=target, attributes=options.attributes)
+            finally:
+                os.close(target)
+
+    def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:  # noqa: ARG002
+        """Unmount and remove the target; see ``Backend.unpublish``."""
+        take_away(target, kubelet_dir)
+
+    def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:  # noqa: ARG002
+        """The kernel's figures: those of the limit where it holds one, of the pool's filesystem where not."""
+        with opened_target(path, kubelet_dir) as target, folder.child(DATA) as data:
+            if mounts.mount_of_fd(target) is None or not _same(target, data.fd):
+                raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
+            return figures_of(target)
+
+
+def _published(data: Directory, publication: Publication) -> bool:
+    """Whether the target has this directory already, in the way that is asked for."""
+    mount = mounts.mount_at(publication.target, beneath=publication.kubelet_dir)
+    if mount is None:
+        return False
+    with opened_target(publication.target, publication.kubelet_dir) as target:
+        here = _same(target, data.fd)
+    if not here:
+        raise PreconditionError(
+            f"target_path {publication.target}: {mount.root} of {mount.source or mount.filesystem} is mounted there, which "
+            "is not this volume; nothing is mounted over it: unmount it first"
+        )
+    refuse_other_access(publication, read_only=mount.read_only)
+    return True
+
+
+def _same(one: int, other: int) -> bool:
+    first, second = os.fstat(one), os.fstat(other)
+    return stat.S_ISDIR(first.st_mode) and (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
+
+
+def _targets(folder: Directory) -> list[str]:
+    """Mounts whose root is the volume's directory or lies in it, as the kubelet's binds of a subPath do.
+
+    They are told by the end of the path, which has the volume's id in it: on btrfs the device number of a
+    file is not the one that mountinfo shows.
+    """
+    tail = "/".join(["", *path_of(folder.fd).split("/")[-2:], DATA])
+    return [mount.target for mount in mounts.mounts() if f"{mount.root}/".find(f"{tail}/") >= 0]
+
+
+def _free_project(fd: int) -> int:
+    first = os.fstat(fd).st_ino
+    for step in range(_PROJECT_ATTEMPTS):
+        project = (first + step) % (_PROJECTS - 1) + 1
+        if quotas.read_limit(fd, project).limit == 0:
+            return project
+    raise PreconditionError(
+        f"{_PROJECT_ATTEMPTS} project numbers in a row have a limit: remove limits that nobody uses"
+    )

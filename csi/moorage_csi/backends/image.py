@@ -1,0 +1,274 @@
+"""Volumes as files: a sparse image, a loop device while it is used, and ext4, xfs or nothing inside.
+
+The size of the file is the size of the volume, so it holds on any filesystem. Nothing outlives its use:
+the loop device of a mounted image is attached with autoclear, and the kernel lets it go with the last
+mount, whoever died meanwhile. A raw block volume has no mount that would hold its device, so that one is
+attached without autoclear and detached when the last target has gone.
+
+Which device is the image's is asked of the kernel by the file's device and inode, at every call: nothing
+is remembered, so a restart of the driver changes nothing. Two calls for one volume never run at a time;
+the RPC layer sees to that.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from moorage_csi.backends.backend import Amount, Capabilities, Footprint, Publication, Shape, Usage
+from moorage_csi.backends.targets import (
+    attributes_of,
+    figures_of,
+    held_by,
+    opened_target,
+    path_of,
+    refuse_other_access,
+    take_away,
+)
+from moorage_csi.contract import BACKEND_IMAGE, FILESYSTEMS, QUOTA_ENFORCED
+from moorage_csi.errors import NotFoundError, PreconditionError, UnavailableError
+from moorage_csi.host import filesystems, loops, mounts, paths
+from moorage_csi.host.loops import LoopStatus
+from moorage_csi.host.mounts import Mount
+from moorage_csi.host.paths import Directory
+
+FILE: Final = "image"
+
+_MODE: Final = 0o600
+_LABEL_LIMIT: Final = 63
+_MINIMUM_BLOCK: Final = 1 << 20
+_BLOCK_UNIT: Final = 512
+_DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
+"""Where device nodes live: the host's /dev, or a container's own."""
+
+
+class Image:
+    """The backend ``image``."""
+
+    name = BACKEND_IMAGE
+    capabilities = Capabilities(block=True, shared=False, filesystems=FILESYSTEMS)
+
+    def filesystem(self, asked: str) -> str:
+        """ext4 unless something else is asked for."""
+        return asked or filesystems.EXT4
+
+    def minimum(self, filesystem: str) -> int:
+        """What the filesystem's own tools need; a device can be small."""
+        return filesystems.minimum(filesystem) if filesystem else _MINIMUM_BLOCK
+
+    def promise(self, asked: str) -> str:  # noqa: ARG002 - every wish is granted
+        """The file's size holds whatever is asked."""
+        return QUOTA_ENFORCED
+
+    def make(self, folder: Directory, shape: Shape) -> None:
+        """Make the file, all of it a hole."""
+        fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
+        try:
+            os.ftruncate(fd, shape.size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        folder.sync()
+
+    async def format(self, folder: Directory, shape: Shape) -> None:
+        """Run mkfs on the file itself: no device is needed, and none is left if the driver dies."""
+        if not shape.filesystem:
+            return
+        with _opened(folder) as fd:
+            await filesystems.make(path=fd, filesystem=shape.filesystem, uuid=shape.uuid)
+            os.fsync(fd)
+
+    def retire(self, folder: Directory) -> None:
+        """Nothing: a file is all there is."""
+
+    def footprint(self, folder: Directory) -> Footprint | None:
+        """By the file's own figures; None where there is no file."""
+        try:
+            with _opened(folder, os.O_RDONLY) as fd:
+                found = os.fstat(fd)
+        except FileNotFoundError:
+            return None
+        return Footprint(size=found.st_size, allocated=found.st_blocks * _BLOCK_UNIT)
+
+    def users(self, folder: Directory) -> tuple[str, ...]:
+        """Where the image is mounted, and devices that are held without a mount we could see.
+
+        A device that nobody uses any more, as a crash between attaching and publishing a block volume leaves
+        it, is detached and not counted.
+        """
+        try:
+            with _opened(folder, os.O_RDONLY) as fd:
+                devices = _devices(fd)
+        except FileNotFoundError:
+            return ()
+        found: list[str] = []
+        for device in devices:
+            targets = _targets(device)
+            if targets:
+                found.extend(targets)
+            elif not loops.detach(device.number, device=device.device, inode=device.inode):
+                found.append(device.path)
+        return tuple(found)
+
+    def publish(self, folder: Directory, shape: Shape, publication: Publication) -> None:
+        """Attach and mount, or find that it is done; see ``Backend.publish``.
+
+        A crash after attaching and before mounting: autoclear frees the device. A block volume's device
+        stays, and the next publish, unpublish or delete of the volume finds it by the file.
+        """
+        with _opened(folder) as fd:
+            if self._published(fd, shape, publication):
+                return
+            if publication.exclusive:
+                self._refuse_second(fd, publication)
+            if shape.block:
+                _publish_device(fd, publication)
+            else:
+                _publish_filesystem(fd, shape, publication)
+
+    def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:
+        """Unmount, remove the target, and let go of a block volume's device with its last target."""
+        take_away(target, kubelet_dir)
+        if folder is None:
+            return
+        with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
+            for device in _devices(fd):
+                if not device.autoclear and not _targets(device):
+                    loops.detach(device.number, device=device.device, inode=device.inode)
+
+    def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:
+        """The filesystem's figures, or the size of the device; see ``Backend.usage``."""
+        with _opened(folder, os.O_RDONLY) as fd:
+            devices = _devices(fd)
+            size = os.fstat(fd).st_size
+        if shape.block:
+            # The kubelet asks at a link of its own to the device, so it is the device that is compared.
+            if not any(_is_device(path, device) for device in devices):
+                raise NotFoundError(f"volume_path {path!r}: the volume's device is not there")
+            return Usage(size=Amount(total=size, used=0, available=0), inodes=None)
+        with opened_target(path, kubelet_dir) as target:
+            mount = mounts.mount_of_fd(target)
+            if mount is None or not any(_same(mount, device) for device in devices):
+                raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
+            return figures_of(target)
+
+    def _published(self, fd: int, shape: Shape, publication: Publication) -> bool:
+        """Whether the target has this volume already, in the way that is asked for."""
+        mount = mounts.mount_at(publication.target, beneath=publication.kubelet_dir)
+        if mount is None:
+            return False
+        devices = _devices(fd)
+        here = [
+            device
+            for device in devices
+            if (_is_device(publication.target, device) if shape.block else _same(mount, device))
+        ]
+        if not here:
+            raise PreconditionError(
+                f"target_path {publication.target}: {mount.source or mount.filesystem} ({mount.major}:{mount.minor}) is "
+                "mounted there, which is not this volume; nothing is mounted over it: unmount it first"
+            )
+        refuse_other_access(publication, read_only=here[0].read_only if shape.block else mount.read_only)
+        return True
+
+    def _refuse_second(self, fd: int, publication: Publication) -> None:
+        others = [target for device in _devices(fd) for target in _targets(device) if target != publication.target]
+        if others:
+            raise held_by(others)
+
+
+def _publish_filesystem(fd: int, shape: Shape, publication: Publication) -> None:
+    """Mount the image's filesystem onto the target, after a look that it is the one the record names."""
+    options = attributes_of(publication)
+    _refuse_strange(fd, shape)
+    with loops.ensure(backing_fd=fd, name=_label(fd), autoclear=True) as loop:
+        target = paths.open_target_directory(publication.target, publication.kubelet_dir)
+        try:
+            mounts.filesystem_mount(
+                device=loop.path,
+                filesystem=shape.filesystem,
+                options=options.filesystem,
+                target_fd=target,
+                attributes=options.attributes,
+            )
+        finally:
+            os.close(target)
+
+
+def _publish_device(fd: int, publication: Publication) -> None:
+    """Show the loop device at the target file."""
+    options = attributes_of(publication)
+    read_only = options.attributes.read_only
+    with loops.ensure(backing_fd=fd, name=_label(fd), read_only=read_only, autoclear=False) as loop:
+        if loop.status.autoclear:
+            # Somebody held it open when its last target went, so the kernel frees it at their last close,
+            # also under a new target.
+            raise UnavailableError(f"{loop.path} of this volume is about to be detached: ask again")
+        if loop.status.read_only != read_only:
+            raise PreconditionError(
+                f"{loop.path} has the volume {'read-only' if loop.status.read_only else 'writable'} for another target "
+                "of this node, and a device is one or the other: unpublish that one first"
+            )
+        device = os.open(loop.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            target = paths.open_target_file(publication.target, publication.kubelet_dir)
+            try:
+                mounts.bind(source_fd=device, target_fd=target, attributes=options.attributes)
+            finally:
+                os.close(target)
+        finally:
+            os.close(device)
+
+
+def _refuse_strange(fd: int, shape: Shape) -> None:
+    found = filesystems.detect(fd)
+    if found == shape.filesystem:
+        return
+    seen = f"a filesystem of kind {found}" if found else "no filesystem"
+    raise PreconditionError(
+        f"the image {path_of(fd)} was formatted as {shape.filesystem} and has {seen} now; it is never formatted again. "
+        "Check the disk below the pool, repair the image with fsck on the node, or restore the volume from a backup"
+    )
+
+
+@contextlib.contextmanager
+def _opened(folder: Directory, flags: int = os.O_RDWR) -> Iterator[int]:
+    fd = folder.open_file(FILE, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _devices(fd: int) -> list[LoopStatus]:
+    backing = os.fstat(fd)
+    return loops.find(backing.st_dev, backing.st_ino)
+
+
+def _label(fd: int) -> str:
+    """The volume's id and the file's name, for people who look with losetup."""
+    return "/".join(path_of(fd).split("/")[-2:])[-_LABEL_LIMIT:]
+
+
+def _same(mount: Mount, device: LoopStatus) -> bool:
+    return (mount.major, mount.minor) == (device.major, device.minor)
+
+
+def _is_device(path: str, device: LoopStatus) -> bool:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return False
+    return stat.S_ISBLK(found.st_mode) and found.st_rdev == os.makedev(device.major, device.minor)
+
+
+def _targets(device: LoopStatus) -> list[str]:
+    """Where the device is mounted, or its node shown."""
+    node = f"/loop{device.number}"
+    return [
+        mount.target
+        for mount in mounts.mounts()
+        if _same(mount, device) or (mount.root == node and mount.filesystem in _DEVICE_FILESYSTEMS)
+    ]

@@ -1,0 +1,87 @@
+"""Whether a volume that is there answers what is asked: pure comparisons of a record with a request."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from moorage_csi import contract
+from moorage_csi.contract import Context
+from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, PreconditionError
+from moorage_csi.rpc.validation import Access, Creation
+from moorage_csi.volumes.record import Mode, Record
+
+_ACCEPTED_QUOTAS: Final = {
+    contract.QUOTA_REQUIRED: (contract.QUOTA_ENFORCED,),
+    contract.QUOTA_BEST_EFFORT: (contract.QUOTA_ENFORCED, contract.QUOTA_BEST_EFFORT),
+    contract.QUOTA_NONE: (contract.QUOTA_ENFORCED, contract.QUOTA_BEST_EFFORT, contract.QUOTA_NONE),
+}
+"""What a volume may say of its limit to be what a class asks for."""
+
+
+def context_of(record: Record) -> dict[str, str]:
+    """What the PersistentVolume is to say of the volume."""
+    context = {
+        Context.BACKEND: record.backend,
+        Context.POOL: record.pool,
+        Context.QUOTA: record.quota,
+        Context.ON_DELETE: record.on_delete,
+    }
+    if record.filesystem:
+        context[Context.FILESYSTEM] = record.filesystem
+    return context
+
+
+def refuse_unusable(record: Record, access: Access, *, shared: bool) -> None:
+    """Refuse a use that the volume is not made for.
+
+    Raises:
+        InvalidArgumentError: it is of the other mode, or has another filesystem.
+        PreconditionError: it is for one node at a time.
+    """
+    if access.block is not (record.mode is Mode.BLOCK):
+        raise InvalidArgumentError(
+            f"volume {record.id} is of mode {record.mode} and cannot be used as {'block' if access.block else 'mount'}"
+        )
+    if not access.block and record.filesystem and access.filesystem not in ("", record.filesystem):
+        raise InvalidArgumentError(
+            f"volume {record.id} has {record.filesystem}, and {access.filesystem} is asked for; it is never formatted again"
+        )
+    if access.many_nodes and not shared:
+        raise PreconditionError(
+            f"volume {record.id} lies on one node's own disk; allowed are the single-node access modes"
+        )
+
+
+def refuse_other_context(given: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    """Refuse a context that contradicts the record; keys that are not ours, as on static volumes, are let be."""
+    for key, value in ours.items():
+        if given.get(key, value) != value:
+            raise InvalidArgumentError(f"volume_context {key} is {given[key]!r}, and the volume's is {value!r}")
+
+
+def refuse_different(existing: Record, wish: Creation) -> None:
+    """Refuse a request that the volume of its name does not answer.
+
+    CSI, CreateVolume: the same name with other arguments is ALREADY_EXISTS; with compatible ones, the
+    existing volume is the answer.
+    """
+    parameters = wish.parameters
+    differences = []
+    if wish.access.block is not (existing.mode is Mode.BLOCK):
+        differences.append(f"it is of mode {existing.mode}")
+    elif wish.access.filesystem not in ("", existing.filesystem or wish.access.filesystem):
+        differences.append(f"it has {existing.filesystem}, not {wish.access.filesystem}")
+    if not wish.range.holds(existing.size):
+        differences.append(f"it has {existing.size} bytes")
+    if parameters.backend not in (contract.BACKEND_AUTO, existing.backend):
+        differences.append(f"it is of backend {existing.backend}")
+    if existing.quota not in _ACCEPTED_QUOTAS[parameters.quota]:
+        differences.append(f"its quota is {existing.quota}")
+    if parameters.on_delete != existing.on_delete:
+        differences.append(f"its onDelete is {existing.on_delete}")
+    if parameters.permissions not in (None, existing.permissions):
+        differences.append(f"its permissions are {existing.permissions:04o}")
+    if differences:
+        raise AlreadyExistsError(
+            f"volume {existing.name} was made from other arguments: {'; '.join(differences)}; "
+            "delete it, or ask for what it is"
+        )

@@ -1,0 +1,52 @@
+"""One call at a time for one volume, for as long as its work really runs.
+
+A caller's deadline ends the call, not the ``mkfs`` that the call started, and a second attempt beside
+the first would format, delete or attach twice. So the guard runs the work as a task of its own, and
+the key is free again only when that task has ended, whoever is still waiting for it. The second
+attempt is told ABORTED, which callers read as "still running, ask again".
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from moorage_csi.errors import InFlightError
+
+Answer = TypeVar("Answer")
+
+
+class Guard:
+    """The volumes that are being worked on; belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, asyncio.Task[object]] = {}
+
+    async def run(self, key: str, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Run ``work`` to its end while holding ``key``; cancelling the caller does not cancel the work.
+
+        Raises:
+            InFlightError: the key is held by an earlier call that has not ended.
+        """
+        if key in self._running:
+            raise InFlightError(f"another call for {key} has not ended yet: ask again later")
+
+        async def held() -> Answer:
+            return await work()
+
+        task = asyncio.create_task(held(), name=f"guarded {key}")
+        self._running[key] = task
+        task.add_done_callback(lambda ended: self._release(key, ended))
+        return await asyncio.shield(task)
+
+    async def drain(self, timeout: float) -> bool:  # noqa: ASYNC109 - a bound on waiting, not on the work, which goes on
+        """Wait up to ``timeout`` seconds for the work that still runs; say whether all of it ended."""
+        if not self._running:
+            return True
+        _, pending = await asyncio.wait(set(self._running.values()), timeout=timeout)
+        return not pending
+
+    def _release(self, key: str, ended: asyncio.Task[object]) -> None:
+        self._running.pop(key, None)
+        if not ended.cancelled():
+            # Retrieved here too: where the caller has gone, asyncio would report it as never retrieved.
+            ended.exception()

@@ -1,0 +1,112 @@
+"""The pools of this node.
+
+A pool that cannot be opened (a disk not mounted yet, a damaged ``pool.json``) takes nothing else with it:
+the others serve, its own requests are told why, and the next request tries to open it again. As long as
+one pool is closed, a volume that no other pool knows may be in it, so it is never called absent.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Final
+
+from moorage_csi.errors import DriverError, UnavailableError
+from moorage_csi.rpc.station import OpenPool, PoolReport, Station
+from moorage_csi.volumes.disk import Disks
+from moorage_csi.volumes.pool import PoolSettings
+from moorage_csi.volumes.record import Record, VolumeId
+
+__all__ = ["OpenPool", "PoolReport", "Pools", "Station"]
+
+START_PATIENCE: Final = 5.0
+"""Seconds that the start waits for pools to open; one that takes longer opens later."""
+
+
+class Pools:
+    """All pools of this node, in the order of their settings; the first is the default.
+
+    Belongs to the event loop in which it is made; ``settings`` must have at least one pool, and no name or
+    path twice.
+    """
+
+    def __init__(self, settings: Sequence[PoolSettings], *, node_name: str) -> None:
+        if not settings:
+            raise ValueError("no pool is configured: volumes need at least one")
+        for key in ("name", "path"):
+            values = [getattr(one, key) for one in settings]
+            if len(set(values)) != len(values):
+                raise ValueError(f"two pools have the same {key}: {', '.join(values)}")
+        disks = Disks()
+        self._stations = {one.name: Station(one, node=node_name, disks=disks) for one in settings}
+        self._opening: list[asyncio.Task[None]] = []
+        self._removals: list[asyncio.Task[None]] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The pools' names."""
+        return tuple(self._stations)
+
+    def station(self, name: str | None) -> Station:
+        """The pool of that name, which exists; None means the default one."""
+        return next(iter(self._stations.values())) if name is None else self._stations[name]
+
+    def __iter__(self) -> Iterator[Station]:
+        """The pools in their order."""
+        return iter(self._stations.values())
+
+    async def start(self) -> None:
+        """Open every pool and bring to an end what an earlier process left in the middle.
+
+        Never raises for a pool that cannot be opened, and does not wait long for one whose disk hangs.
+        """
+        self._opening = [asyncio.create_task(self._open(station)) for station in self]
+        done, _ = await asyncio.wait(self._opening, timeout=START_PATIENCE)
+        for task in done:
+            task.result()
+        self._removals = [asyncio.create_task(station.remove_trash()) for station in self]
+
+    async def close(self) -> None:
+        """Stop removing trash and begin nothing more."""
+        tasks = [*self._opening, *self._removals]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for station in self:
+            station.close()
+
+    async def find(self, volume: VolumeId, *, certain: bool = True) -> tuple[Station, Record] | None:
+        """The pool that has the volume, and its record; None where no pool has it.
+
+        Unless ``certain``, a pool that is not open counts as one that has it not.
+
+        Raises:
+            PreconditionError: a pool has it, and its record cannot be trusted.
+            UnavailableError: no open pool has it, and there is one that cannot be opened.
+        """
+        closed: DriverError | None = None
+        for station in self:
+            try:
+                opened = await station.open()
+            except DriverError as error:
+                closed = error
+                continue
+            record = await self._look(station, opened, volume)
+            if record is not None:
+                return station, record
+        if certain and closed is not None:
+            raise UnavailableError(f"volume {volume} may be in a pool that is not open: {closed}") from closed
+        return None
+
+    def reports(self) -> tuple[PoolReport, ...]:
+        """One report a pool; asks no disk."""
+        return tuple(station.report() for station in self)
+
+    async def _look(self, station: Station, opened: OpenPool, volume: VolumeId) -> Record | None:
+        if station.settings.shared:
+            return await station.lane.run(lambda: opened.pool.find(volume))
+        return opened.pool.find(volume)
+
+    async def _open(self, station: Station) -> None:
+        with suppress(DriverError):
+            await station.open()
+        station.discarded()

@@ -1,0 +1,239 @@
+"""Making and deleting a volume: the steps, their order, and what is left if they stop between two.
+
+Creating: promise the size and write the record (``creating``) · make the storage · make the filesystem ·
+write the record (``ready``, and ``formatted`` with it, in one write). Whatever stops before the last
+write leaves a record in state ``creating``, and that is never continued: nobody can know how far the
+storage came, so the next attempt, or the next start, throws it away and begins with a new file. A
+filesystem is therefore made only in storage that the same attempt has made, never in one that was found.
+
+Deleting: look that nobody uses it · write the record (``deleting``) · rename the folder into the trash.
+Whatever stops before the rename is done again; after it there is nothing left to do.
+
+Both run with the volume's key held (see ``guard``), so that no two of them meet.
+"""
+
+import contextlib
+import errno
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
+
+from moorage_csi import contract
+from moorage_csi.backends.backend import Backend, Shape
+from moorage_csi.errors import (
+    DriverError,
+    ExhaustedError,
+    InternalError,
+    InvalidArgumentError,
+    PreconditionError,
+    UnavailableError,
+)
+from moorage_csi.host.commands import CommandError
+from moorage_csi.rpc.compatibility import refuse_different
+from moorage_csi.rpc.pools import OpenPool, Station
+from moorage_csi.rpc.validation import DEFAULT_PERMISSIONS, Creation, size_within
+from moorage_csi.volumes.record import Mode, Record, State
+
+_log = logging.getLogger(__name__)
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL_WORDS: Final = "No space left on device"
+
+
+def _no_step(_: str) -> None:
+    """Nobody watches the steps."""
+
+
+class Provisioner:
+    """Makes and deletes volumes of this node.
+
+    ``step`` is called after every step with its name: the seam at which tests stop the process.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_name: str,
+        clock: Callable[[], float],
+        new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
+        step: Callable[[str], None] = _no_step,
+    ) -> None:
+        self._node_name = node_name
+        self._clock = clock
+        self._new_uuid = new_uuid
+        self._step = step
+
+    async def create(self, station: Station, wish: Creation) -> Record:
+        """Make the volume in this pool, or find it made. A failure leaves nothing behind.
+
+        Raises:
+            AlreadyExistsError: there is one of that name that is not what is asked for.
+            ExhaustedError: there is no room, by the account or on the disk.
+            InternalError: a step failed, and all of it was undone.
+            UnavailableError: a step failed, and so did undoing it: the next attempt begins with that.
+        """
+        opened = await station.open()
+        existing = await station.lane.run(lambda: opened.pool.find(wish.id))
+        if existing is not None and existing.state is State.READY:
+            refuse_different(existing, wish)
+            return existing
+        record = self._plan(opened, wish)
+        if existing is not None:
+            await self._throw_away(station, opened, existing)
+        await station.lane.run(lambda: opened.pool.begin(record))
+        self._step("begun")
+        return await self._undoing(station, opened, record, lambda: self._fill(station, opened, record))
+
+    async def delete(self, station: Station, record: Record) -> None:
+        """Take the volume out of its pool; the data goes later, or stays if its class says so.
+
+        Raises:
+            PreconditionError: it is still in use on this node.
+        """
+        opened = await station.open()
+        await station.lane.run(lambda: self._take_out(opened, record))
+        station.discarded()
+        _log.info(
+            "volume deleted",
+            extra={
+                "volume": record.id,
+                "pool": station.name,
+                "request_name": record.name,
+                "onDelete": record.on_delete,
+            },
+        )
+
+    def _plan(self, opened: OpenPool, wish: Creation) -> Record:
+        """The record of the volume to be, or the reason why there can be none."""
+        access, parameters = wish.access, wish.parameters
+        backend = opened.backend_for(parameters.backend, block=access.block, many_nodes=access.many_nodes)
+        filesystem = "" if access.block else backend.filesystem(access.filesystem)
+        if parameters.permissions is not None and backend.name != contract.BACKEND_DIRECTORY:
+            raise InvalidArgumentError(
+                f"parameter {contract.Parameter.MOUNT_PERMISSIONS} is for backend {contract.BACKEND_DIRECTORY} alone, and "
+                f"this volume is made by backend {backend.name}; pods set the owner of their filesystem by fsGroup"
+            )
+        size = size_within(wish.range, minimum=backend.minimum(filesystem), what=_kind(backend, filesystem))
+        return Record(
+            id=wish.id,
+            name=wish.name,
+            uuid=str(self._new_uuid()),
+            node=self._node_name,
+            claim=parameters.claim,
+            volume_name=parameters.volume_name,
+            pool=opened.pool.name,
+            size=size,
+            backend=backend.name,
+            filesystem=filesystem,
+            mode=Mode.BLOCK if access.block else Mode.FILESYSTEM,
+            permissions=DEFAULT_PERMISSIONS if parameters.permissions is None else parameters.permissions,
+            formatted=False,
+            state=State.CREATING,
+            quota=backend.promise(parameters.quota),
+            on_delete=parameters.on_delete,
+            created=self._clock(),
+        )
+
+    async def _fill(self, station: Station, opened: OpenPool, record: Record) -> Record:
+        """Make what the record promises; returns the record of the volume that is ready."""
+        backend, shape = opened.backend_of(record), shape_of(record)
+
+        def make() -> None:
+            with opened.pool.folder(record.id) as folder:
+                backend.make(folder, shape)
+
+        await station.lane.run(make)
+        self._step("made")
+        if shape.filesystem:
+            async with station.formatting:
+                with opened.pool.folder(record.id) as folder:
+                    await backend.format(folder, shape)
+            self._step("formatted")
+        ready = replace(record, formatted=bool(shape.filesystem), state=State.READY)
+        await station.lane.run(lambda: opened.pool.update(ready))
+        self._step("ready")
+        _log.info(
+            "volume made",
+            extra={
+                "volume": record.id,
+                "pool": station.name,
+                "request_name": record.name,
+                "backend": record.backend,
+                "bytes": record.size,
+            },
+        )
+        return ready
+
+    async def _undoing(
+        self, station: Station, opened: OpenPool, record: Record, work: Callable[[], Awaitable[Record]]
+    ) -> Record:
+        """Do the work, or leave nothing of it and say why in the words that callers decide by."""
+        try:
+            return await work()
+        except BaseException as error:
+            try:
+                await self._throw_away(station, opened, record)
+            except (OSError, DriverError) as second:
+                raise UnavailableError(
+                    f"volume {record.name} failed ({error}), and what was begun could not be removed ({second}): ask again"
+                ) from error
+            if isinstance(error, OSError | CommandError):
+                raise _told(error, record, station) from error
+            raise
+
+    async def _throw_away(self, station: Station, opened: OpenPool, record: Record) -> None:
+        """Remove what nobody was ever given, and end a deletion that was begun."""
+
+        def throw_away() -> None:
+            with contextlib.suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
+                opened.backend_of(record).retire(folder)
+            opened.pool.discard(record)
+
+        await station.lane.run(throw_away)
+        station.discarded()
+
+    def _take_out(self, opened: OpenPool, record: Record) -> None:
+        backend = opened.backend_of(record)
+        try:
+            with opened.pool.folder(record.id) as folder:
+                if record.state is State.READY and (users := backend.users(folder)):
+                    raise PreconditionError(
+                        f"volume {record.id} is in use on {self._node_name} ({', '.join(users)}) and is not deleted: "
+                        "unpublish it first"
+                    )
+                self._step("unused")
+                backend.retire(folder)
+        except FileNotFoundError:
+            # Another node of a shared pool was faster.
+            return
+        opened.pool.discard(record)
+        self._step("discarded")
+
+
+def shape_of(record: Record) -> Shape:
+    """What a backend has to know of the volume."""
+    return Shape(
+        uuid=record.uuid,
+        size=record.size,
+        block=record.mode is Mode.BLOCK,
+        filesystem=record.filesystem,
+        permissions=record.permissions,
+        quota=record.quota,
+    )
+
+
+def _kind(backend: Backend, filesystem: str) -> str:
+    return f"a volume of backend {backend.name}" + (f" with {filesystem}" if filesystem else "")
+
+
+def _told(error: OSError | CommandError, record: Record, station: Station) -> DriverError:
+    """The error as callers have to hear it, now that all was undone."""
+    full = error.errno in _FULL if isinstance(error, OSError) else _FULL_WORDS in error.stderr
+    if full:
+        return ExhaustedError(
+            f"the disk of pool {station.name} ran full while {record.size} bytes were being made, though its account had "
+            f"room: something else fills it; free space there, or raise the pool's reserve ({error})"
+        )
+    return InternalError(f"volume {record.name} could not be made, and nothing of it is left: {error}")

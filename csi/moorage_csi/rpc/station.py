@@ -1,0 +1,305 @@
+"""One pool at work: open or not yet, its backends, its threads, and the removal of its trash.
+
+Everything that touches the pool's disk runs in the pool's own threads (see ``Lane``). Opening is tried at
+the start and again by every request, because a disk may be mounted late.
+"""
+
+import asyncio
+import errno
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from moorage_csi import contract
+from moorage_csi.backends import choice
+from moorage_csi.backends.backend import Backend, Footprint
+from moorage_csi.backends.choice import Choice
+from moorage_csi.backends.directory import DirectoryBackend
+from moorage_csi.backends.image import Image
+from moorage_csi.errors import DriverError, InvalidArgumentError, UnavailableError
+from moorage_csi.host import mounts, quotas, syscalls
+from moorage_csi.host.paths import Directory
+from moorage_csi.volumes.disk import Disks
+from moorage_csi.volumes.lane import Lane
+from moorage_csi.volumes.pool import Pool, PoolSettings, Problem
+from moorage_csi.volumes.record import Record
+
+_log = logging.getLogger(__name__)
+
+FORMATS: Final = 4
+"""Programs that make filesystems in one pool at a time; more would only wait for the same disk."""
+
+REMOVALS_PER_SECOND: Final = 2000
+"""Entries of deleted volumes that are removed, at most: deleting must not starve what is in use."""
+
+_REST_EVERY: Final = 100
+_RETRY_REMOVAL: Final = 60.0
+
+
+class OpenPool:
+    """A pool that is open, with the backends that work in it."""
+
+    def __init__(self, pool: Pool, backends: dict[str, Backend], chosen: Choice) -> None:
+        self.pool = pool
+        self.backends = backends
+        self.chosen = chosen
+
+    def backend_of(self, record: Record) -> Backend:
+        """The backend that made the volume."""
+        try:
+            return self.backends[record.backend]
+        except KeyError as error:
+            raise UnavailableError(
+                f"volume {record.id} was made by backend {record.backend!r}, which this release does not have"
+            ) from error
+
+    def backend_for(self, asked: str, *, block: bool, many_nodes: bool) -> Backend:
+        """The backend for a new volume.
+
+        Raises:
+            InvalidArgumentError: the one that is asked for cannot make such a volume here.
+        """
+        shared = self.pool.settings.shared
+        if many_nodes and not shared:
+            raise InvalidArgumentError(
+                f"access modes for several nodes need a pool that the nodes share, and pool {self.pool.name} is this "
+                "node's own; allowed are the single-node modes (ReadWriteOnce, ReadWriteOncePod)"
+            )
+        name = asked
+        if asked == contract.BACKEND_AUTO:
+            name = contract.BACKEND_IMAGE if block and not shared else self.chosen.backend
+        backend = self.backends[name]
+        if block and not backend.capabilities.block:
+            raise InvalidArgumentError(
+                f"backend {name} makes no block volumes; for volumeMode Block choose backend {contract.BACKEND_IMAGE} "
+                "in a pool that is not shared"
+            )
+        if shared and not backend.capabilities.shared:
+            raise InvalidArgumentError(
+                f"backend {name} is refused in pool {self.pool.name}, which several nodes share: two of them would "
+                f"mount one filesystem; choose backend {contract.BACKEND_DIRECTORY}"
+            )
+        return backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolReport:
+    """What is known of a pool without asking its disk; sizes in bytes, ``trouble`` empty where it is open."""
+
+    name: str
+    opened: bool
+    trouble: str
+    volumes: int
+    promised_bytes: int
+    trash: int
+    backend: str
+    backend_reason: str
+    problems: tuple[Problem, ...]
+
+
+class Station:
+    """One configured pool: opened when it can be, with its own threads for everything that touches it."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        *,
+        node: str,
+        disks: Disks,
+        clock: Callable[[], float] = time.time,
+        token: Callable[[int], str] = secrets.token_hex,
+    ) -> None:
+        self.settings = settings
+        self.lane = Lane(f"pool-{settings.name}")
+        self.formatting = asyncio.Semaphore(FORMATS)
+        self._node = node
+        self._disks = disks
+        self._clock = clock
+        self._token = token
+        self._opening = threading.Lock()
+        self._open: OpenPool | None = None
+        self._closed = threading.Event()
+        self._trouble = "it has not been opened yet"
+        self._trash_lane = Lane(f"trash-{settings.name}", threads=1)
+        self._trash_count = 0
+        self._discarded = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self.settings.name
+
+    def opened(self) -> OpenPool:
+        """The open pool; opens it where that has not succeeded so far. Blocks.
+
+        Raises:
+            UnavailableError, PreconditionError: it cannot be opened; the next call tries again.
+        """
+        if self._open is not None:
+            return self._open
+        with self._opening:
+            if self._open is None:
+                try:
+                    self._open = self._begin()
+                except DriverError as error:
+                    self._say(str(error))
+                    raise
+                except OSError as error:
+                    self._say(str(error))
+                    raise UnavailableError(f"pool {self.name} cannot be opened: {error}") from error
+                self._trouble = ""
+        return self._open
+
+    @property
+    def ready(self) -> OpenPool | None:
+        """The open pool, if it is; never blocks."""
+        return self._open
+
+    async def open(self) -> OpenPool:
+        """Like ``opened``, for the event loop: blocks a thread of the pool's own if at all."""
+        opened = self._open
+        return opened if opened is not None else await self.lane.run(self.opened)
+
+    def discarded(self) -> None:
+        """Say, in the event loop, that something came into the trash."""
+        self._discarded.set()
+
+    async def remove_trash(self) -> None:
+        """Remove what is deleted, as it comes, at a bounded rate; runs until it is cancelled.
+
+        What cannot be removed stays, is logged, and is tried again a minute later.
+        """
+        while True:
+            self._discarded.clear()
+            try:
+                left = await self._trash_lane.run(self._remove_all)
+            except OSError as error:
+                _log.warning("trash cannot be read", extra={"pool": self.name, "reason": str(error)})
+                left = 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_REMOVAL if left else None):
+                    await self._discarded.wait()
+
+    def report(self) -> PoolReport:
+        """What is known without asking the disk."""
+        opened = self._open
+        records = opened.pool.records if opened else {}
+        return PoolReport(
+            name=self.name,
+            opened=opened is not None,
+            trouble=self._trouble,
+            volumes=len(records),
+            promised_bytes=sum(record.size for record in records.values()),
+            trash=self._trash_count,
+            backend=opened.chosen.backend if opened else "",
+            backend_reason=opened.chosen.reason if opened else "",
+            problems=opened.pool.problems if opened else (),
+        )
+
+    def close(self) -> None:
+        """Begin nothing more. What runs in a thread goes on until the process ends."""
+        self._closed.set()
+        self.lane.close()
+        self._trash_lane.close()
+
+    def release(self) -> None:
+        """Let go of the pool's folder; for a process that lives on, as tests do."""
+        if self._open is not None:
+            self._open.pool.close()
+            self._open = None
+
+    def _begin(self) -> OpenPool:
+        backends: dict[str, Backend] = {}
+
+        def measure(folder: Directory, record: Record | None) -> Footprint | None:
+            if record is not None:
+                backend = backends.get(record.backend)
+                return backend.footprint(folder) if backend is not None else None
+            return next(filter(None, (backend.footprint(folder) for backend in backends.values())), None)
+
+        pool = Pool.open(
+            self.settings,
+            node=self._node,
+            disks=self._disks,
+            measure=measure,
+            clock=self._clock,
+            token=self._token,
+        )
+        try:
+            facts = _facts(pool)
+            image, directory = Image(), DirectoryBackend(filesystem=facts.filesystem, no_quota=facts.no_quota)
+            backends |= {image.name: image, directory.name: directory}
+            chosen = choice.choose(facts)
+            pool.settle()
+            if pool.identity.backend is None:
+                pool.keep_backend(chosen.backend)
+        except BaseException:
+            pool.close()
+            raise
+        _log.info(
+            "pool opened",
+            extra={
+                "pool": self.name,
+                "path": self.settings.path,
+                "uuid": pool.identity.uuid,
+                "volumes": len(pool.records),
+                "problems": len(pool.problems),
+                "auto": chosen.backend,
+                "reason": chosen.reason,
+            },
+        )
+        return OpenPool(pool, backends, chosen)
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _log.error(
+                "pool cannot be opened", extra={"pool": self.name, "path": self.settings.path, "reason": trouble}
+            )
+
+    def _remove_all(self) -> int:
+        """Remove every folder in the trash that can be; return how many are left."""
+        if self._open is None:
+            return 0
+        trash = self._open.pool.trash
+        left = self._trash_count = len(names := trash.names())
+        for name in names:
+            try:
+                trash.remove(name, batch=self._pace())
+                left -= 1
+            except InterruptedError:
+                return 0
+            except OSError as error:
+                _log.warning(
+                    "deleted volume cannot be removed yet",
+                    extra={"pool": self.name, "folder": name, "reason": str(error)},
+                )
+            self._trash_count = left
+        return left
+
+    def _pace(self) -> Callable[[], None]:
+        """Rests after every so many entries, and stops at closing."""
+        steps = itertools.count(1)
+
+        def step() -> None:
+            if next(steps) % _REST_EVERY == 0 and self._closed.wait(_REST_EVERY / REMOVALS_PER_SECOND):
+                raise InterruptedError(errno.EINTR, "the driver is stopping; the next start goes on")
+
+        return step
+
+
+def _facts(pool: Pool) -> choice.Facts:
+    """What the pool's filesystem is and can do."""
+    mount_id = syscalls.statx(pool.root.fd, "").mount_id
+    return choice.Facts(
+        filesystem=next((mount.filesystem for mount in mounts.mounts() if mount.mount_id == mount_id), "filesystem"),
+        shared=pool.settings.shared,
+        no_quota=quotas.project_quota_supported(pool.settings.path),
+        kept=pool.identity.backend,
+    )

@@ -1,0 +1,1 @@
+"""Volumes as they lie on the disk: records, pools and the trash."""

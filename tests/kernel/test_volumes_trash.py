@@ -1,0 +1,78 @@
+"""What lies in the trash goes, slowly, and what cannot go holds up nothing else."""
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from moorage_csi.rpc import station as stations
+from tests.kernel.rpc_driver import DIRECTORY, Driver, running
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+async def driver(area: Path) -> AsyncIterator[Driver]:
+    async with running(area) as one:
+        yield one
+
+
+def _immutable(path: Path, *, on: bool) -> bool:
+    chattr = shutil.which("chattr")
+    if chattr is None:
+        return False
+    return subprocess.run([chattr, "+i" if on else "-i", path], check=False, capture_output=True).returncode == 0
+
+
+async def test_a_file_that_cannot_be_removed_is_tried_again_and_holds_up_no_other(driver: Driver) -> None:
+    stuck = (await driver.create("pvc-1", parameters=DIRECTORY)).volume_id
+    other = (await driver.create("pvc-2", parameters=DIRECTORY)).volume_id
+    immutable = driver.volume_folder(stuck) / "data" / "immutable"
+    immutable.touch()
+    if not _immutable(immutable, on=True):
+        pytest.skip("needs a filesystem with the immutable attribute")
+    try:
+        await driver.delete(stuck)
+        await driver.delete(other)
+        await driver.create("pvc-1", parameters=DIRECTORY)
+        with pytest.raises(AssertionError, match="left in the trash"):
+            await driver.emptied(within=1)
+        [left] = (driver.pool / "trash").iterdir()
+        assert left.name.startswith(stuck)
+        assert driver.pools.reports()[0].trash == 1
+    finally:
+        for path in (driver.pool / "trash").rglob("immutable"):
+            _immutable(path, on=False)
+    await driver.emptied()
+
+
+async def test_removal_keeps_to_its_rate_and_goes_on_after_a_restart(
+    area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stations, "REMOVALS_PER_SECOND", 1000)
+    files = 700
+    async with running(area) as driver:
+        volume = (await driver.create(parameters=DIRECTORY)).volume_id
+        for number in range(files):
+            (driver.volume_folder(volume) / "data" / str(number)).touch()
+        await driver.delete(volume)
+        await asyncio.sleep(0.2)
+    left = sum(1 for _ in (area / "pool" / "trash").rglob("*"))
+    assert files / 4 < left < files
+    async with running(area) as driver:
+        began = time.monotonic()
+        await driver.emptied()
+        assert time.monotonic() - began > left / 1000 / 2
+
+
+async def test_what_others_put_into_the_trash_folder_stays(driver: Driver) -> None:
+    (driver.pool / "trash" / "not-ours").mkdir()
+    volume = (await driver.create(parameters=DIRECTORY)).volume_id
+    await driver.delete(volume)
+    with pytest.raises(AssertionError, match="not-ours"):
+        await driver.emptied(within=1)
+    assert [path.name for path in (driver.pool / "trash").iterdir()] == ["not-ours"]

@@ -1,0 +1,116 @@
+"""Records survive the disk, and nothing else passes for one."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moorage_csi.volumes.record import Claim, DamagedRecordError, Mode, Record, State, VolumeId, parse, serialise
+
+_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
+
+a_record = st.builds(
+    Record,
+    id=st.from_regex(r"vol-[0-9a-f]{32}", fullmatch=True).map(VolumeId),
+    name=_TEXT,
+    uuid=_TEXT,
+    node=_TEXT,
+    claim=st.none() | st.builds(Claim, namespace=_TEXT, name=_TEXT),
+    volume_name=_TEXT,
+    pool=_TEXT,
+    size=st.integers(min_value=1, max_value=1 << 62),
+    backend=st.sampled_from(["image", "directory"]),
+    filesystem=st.sampled_from(["", "ext4", "xfs"]),
+    mode=st.sampled_from(Mode),
+    permissions=st.integers(min_value=0, max_value=0o777),
+    formatted=st.booleans(),
+    state=st.sampled_from(State),
+    quota=st.sampled_from(["enforced", "best-effort", "none"]),
+    on_delete=st.sampled_from(["delete", "retain"]),
+    created=st.floats(min_value=0, max_value=1e11),
+    parent=st.none() | _TEXT,
+)
+
+EXAMPLE = Record(
+    id=VolumeId("vol-" + "0" * 32),
+    name="pvc-1",
+    uuid="u",
+    node="n",
+    claim=None,
+    volume_name="",
+    pool="default",
+    size=4096,
+    backend="image",
+    filesystem="ext4",
+    mode=Mode.FILESYSTEM,
+    permissions=0o770,
+    formatted=True,
+    state=State.READY,
+    quota="enforced",
+    on_delete="delete",
+    created=1.5,
+)
+
+
+@given(a_record)
+def test_a_record_that_is_written_is_the_record_that_is_read(record: Record) -> None:
+    assert parse(serialise(record)) == record
+
+
+def test_every_field_is_in_the_file() -> None:
+    assert len(json.loads(serialise(EXAMPLE))) == len(fields(Record)) + 1
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_record_are_refused(content: bytes) -> None:
+    with pytest.raises(DamagedRecordError):
+        parse(content)
+
+
+@given(st.integers(min_value=0, max_value=len(serialise(EXAMPLE)) - 2))
+def test_a_record_that_was_cut_off_is_refused(length: int) -> None:
+    with pytest.raises(DamagedRecordError):
+        parse(serialise(EXAMPLE)[:length])
+
+
+def _other_kinds() -> list[tuple[str, object]]:
+    """Every field with values that it cannot have."""
+    texts = {"name", "uuid", "node", "volumeName", "pool", "backend", "filesystem", "quota", "onDelete", "parent"}
+    cases: list[tuple[str, object]] = []
+    for key in sorted(json.loads(serialise(EXAMPLE))):
+        wrong: list[object] = [[], {}]
+        wrong += [] if key in ("claim", "parent") else [None]
+        wrong += [] if key == "formatted" else [True]
+        wrong += [] if key in texts else ["no such word"]
+        wrong += [] if key == "created" else [-1]
+        cases += [(key, value) for value in wrong]
+    return cases
+
+
+@pytest.mark.parametrize(("key", "value"), _other_kinds())
+def test_a_field_of_another_kind_is_refused(key: str, value: object) -> None:
+    document = json.loads(serialise(EXAMPLE))
+    with pytest.raises(DamagedRecordError):
+        parse(json.dumps(document | {key: value}).encode())
+
+
+def test_a_missing_and_an_unknown_field_are_refused() -> None:
+    document = json.loads(serialise(EXAMPLE))
+    with pytest.raises(DamagedRecordError, match="encrypted"):
+        parse(json.dumps(document | {"encrypted": True}).encode())
+    for key in document:
+        with pytest.raises(DamagedRecordError, match=key):
+            parse(json.dumps({other: value for other, value in document.items() if other != key}).encode())
+
+
+def test_a_record_of_a_newer_release_is_told_as_such() -> None:
+    document = json.loads(serialise(EXAMPLE)) | {"version": 2}
+    with pytest.raises(DamagedRecordError, match="version 2 was written by a newer release"):
+        parse(json.dumps(document).encode())
+
+
+def test_an_id_that_could_be_a_path_is_refused() -> None:
+    with pytest.raises(DamagedRecordError, match="id"):
+        parse(serialise(replace(EXAMPLE, id=VolumeId("../../etc"))))
