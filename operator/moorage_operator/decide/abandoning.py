@@ -1,0 +1,53 @@
+"""What becomes of storage that was begun for a claim that does not want it any more.
+
+The claim was deleted, or the binder gave it another volume. Storage that a PersistentVolume names is
+that object's business. Anything else is destroyed here; and where it is not known whether there is
+anything, the same call is made once more to find out, since only the driver can tell.
+
+After a crash nobody remembers: then the driver's ownership record, which names the claim, is what is left.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from moorage_operator.decide import writing
+from moorage_operator.decide.plan import (
+    NOTHING,
+    ConfirmAbsent,
+    CreateVolume,
+    DeleteVolume,
+    ForgetAttempt,
+    Plan,
+    Requeue,
+)
+from moorage_operator.ledger import Ledger
+from moorage_operator.model.attempt import Attempt, Progress
+from moorage_operator.model.ids import Key, Uid
+
+BUSY_REST: Final = 1.0
+
+
+def decide_orphan(ledger: Ledger, key: Key, now: float) -> Plan:
+    """The next steps for what was begun for a claim that is gone; nothing while the claim lives."""
+    uid = Uid(key.name)
+    attempt = ledger.notes.attempt(uid)
+    if attempt is None or ledger.claim_of(uid) is not None:
+        return NOTHING
+    if ledger.notes.calling(uid):
+        return (Requeue(after=BUSY_REST),)
+    if now < attempt.rest_until:
+        return (Requeue(after=attempt.rest_until - now),)
+    return abandon(ledger, attempt)
+
+
+def abandon(ledger: Ledger, attempt: Attempt) -> Plan:
+    """Get rid of what an attempt has left, if anything."""
+    owned = ledger.volume(attempt.name) is not None
+    if attempt.progress is Progress.CREATED and attempt.created is not None and not owned:
+        return (
+            ConfirmAbsent(target=writing.volume_named(attempt.name)),
+            DeleteVolume(node=attempt.node, volume_id=attempt.created.volume_id, attempt=attempt),
+        )
+    if attempt.progress is Progress.RUNNING and not owned and ledger.node(attempt.node) is not None:
+        return (CreateVolume(attempt=replace(attempt, rest_until=0.0), again=True),)
+    return (ForgetAttempt(uid=attempt.uid),)

@@ -1,0 +1,283 @@
+"""What is known: the newest record of every object, and who waits for what.
+
+Two sources feed it. The watch delivers every change, in order for each object but late. The answers
+to our own writes (and to reads made after a conflict) are newer than the watch; they are *assumed* and
+win until the watch has caught up. resourceVersions are compared as integers; where one is not an
+integer, an assumption holds until the watch delivers that very version, or a list overrules it.
+
+The watch can also lose deletions (a stream that has to start over lists what exists, not what is
+gone), so ``sweep`` compares uids with a list that somebody else fetched. The other way round, an
+answer that arrives after the watch has said "gone" must not bring the object back: uids that went
+lately are remembered, and a uid is never used twice.
+
+Every method that changes something returns the keys that the change concerns; a record equal to the
+known one concerns nobody. There is no lock: a ledger belongs to one event loop and nothing here awaits.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from moorage_operator.model.claim import Claim
+from moorage_operator.model.ids import Key, Uid, orphan_key
+from moorage_operator.model.node import Node, NodeDrivers
+from moorage_operator.model.storage_class import Class
+from moorage_operator.model.volume import AVAILABLE, Volume
+from moorage_operator.notes import Notes
+
+Record = Claim | Volume | Class | Node | NodeDrivers
+Keys = frozenset[Key]
+
+NOBODY: Final[Keys] = frozenset()
+MOST_GONE: Final = 4096
+"""Uids of deleted objects that are remembered: far more than can be in flight at once."""
+
+
+class _HasUid(Protocol):
+    @property
+    def uid(self) -> Uid: ...
+
+
+_Name = TypeVar("_Name", bound=Hashable)
+_Record = TypeVar("_Record", bound=_HasUid)
+_Value = TypeVar("_Value")
+
+
+class _Table(Generic[_Name, _Record]):
+    """The records of one kind by name, and the rule of which of two is the newer."""
+
+    __slots__ = ("_assumed", "_gone", "_versions", "by_name", "names")
+
+    def __init__(self) -> None:
+        self.by_name: dict[_Name, _Record] = {}
+        self.names: dict[Uid, _Name] = {}
+        self._versions: dict[Uid, str] = {}
+        self._assumed: set[Uid] = set()
+        self._gone: dict[Uid, None] = {}
+
+    def accepts(self, name: _Name, uid: Uid, version: str, *, assumed: bool) -> bool:
+        """Whether a record of that version is at least as new as what is known."""
+        if uid in self._gone:
+            return not assumed
+        known = self.by_name.get(name)
+        if known is None or not version:
+            return True
+        old = self._versions[known.uid]
+        if version.isdecimal() and old.isdecimal():
+            return int(version) >= int(old)
+        return assumed or known.uid not in self._assumed or version == old
+
+    def put(self, name: _Name, record: _Record, version: str, *, assumed: bool) -> _Record | None:
+        """Keep the record; returns the one that it replaces."""
+        old = self.by_name.get(name)
+        if old is not None and old.uid != record.uid:
+            self.drop(old.uid)
+        self.by_name[name] = record
+        self.names[record.uid] = name
+        self._versions[record.uid] = version
+        (self._assumed.add if assumed else self._assumed.discard)(record.uid)
+        return old
+
+    def drop(self, uid: Uid) -> _Record | None:
+        """Let go of an object; returns its last record, None when it was not known."""
+        self._gone[uid] = None
+        if len(self._gone) > MOST_GONE:
+            del self._gone[next(iter(self._gone))]
+        name = self.names.pop(uid, None)
+        self._versions.pop(uid, None)
+        self._assumed.discard(uid)
+        return None if name is None else self.by_name.pop(name)
+
+
+class Ledger:
+    """Records by name and uid, their indexes, and the notes beside them."""
+
+    def __init__(self) -> None:
+        self.notes: Final = Notes()
+        self._claims: _Table[Key, Claim] = _Table()
+        self._volumes: _Table[str, Volume] = _Table()
+        self._classes: _Table[str, Class] = _Table()
+        self._nodes: _Table[str, Node] = _Table()
+        self._drivers: _Table[str, NodeDrivers] = _Table()
+        self._unbound: defaultdict[str, set[Key]] = defaultdict(set)
+        self._of_claim: defaultdict[Key, set[str]] = defaultdict(set)
+        self._free: defaultdict[str, set[str]] = defaultdict(set)
+
+    def claim(self, key: Key) -> Claim | None:
+        """The claim of that namespace and name."""
+        return self._claims.by_name.get(key)
+
+    def claim_of(self, uid: Uid) -> Claim | None:
+        """The claim of that uid, if it lives."""
+        key = self._claims.names.get(uid)
+        return None if key is None else self._claims.by_name[key]
+
+    def volume(self, name: str) -> Volume | None:
+        """The volume of that name."""
+        return self._volumes.by_name.get(name)
+
+    def storage_class(self, name: str) -> Class | None:
+        """The class of that name."""
+        return self._classes.by_name.get(name)
+
+    def node(self, name: str) -> Node | None:
+        """The node of that name."""
+        return self._nodes.by_name.get(name)
+
+    def serves(self, node: str, driver: str) -> bool:
+        """Whether the kubelet of that node has the driver registered."""
+        known = self._drivers.by_name.get(node)
+        return known is not None and driver in known.drivers
+
+    def nodes_with(self, driver: str) -> tuple[Node, ...]:
+        """Every node whose kubelet has the driver registered, in no order."""
+        names = (known.name for known in self._drivers.by_name.values() if driver in known.drivers)
+        nodes = (self.node(name) for name in names)
+        return tuple(node for node in nodes if node is not None)
+
+    def volumes_for(self, claim: Key) -> tuple[Volume, ...]:
+        """The volumes whose claimRef names the claim, by whatever uid."""
+        return tuple(self._volumes.by_name[name] for name in self._of_claim.get(claim, ()))
+
+    def free_volumes(self, class_name: str) -> tuple[Volume, ...]:
+        """The Available volumes of a class that name no claim."""
+        return tuple(self._volumes.by_name[name] for name in self._free.get(class_name, ()))
+
+    def unbound(self, class_name: str) -> Keys:
+        """The claims of a class that are not bound."""
+        return frozenset(self._unbound.get(class_name, ()))
+
+    def uids(self, kind: type[Record]) -> frozenset[Uid]:
+        """The uids known of a kind: taken before a list begins, they are what the list may overrule."""
+        return frozenset(self._table(kind).names)
+
+    def knows(self, kind: type[Record], uid: Uid) -> bool:
+        """Whether an object of that uid is known."""
+        return uid in self._table(kind).names
+
+    def counts(self) -> Mapping[str, int]:
+        """How many records there are of each kind, for the metrics."""
+        return {
+            "claim": len(self._claims.by_name),
+            "volume": len(self._volumes.by_name),
+            "class": len(self._classes.by_name),
+            "node": len(self._nodes.by_name),
+            "attempt": len(self.notes),
+        }
+
+    def apply(self, record: Record, *, assumed: bool = False, listed: bool = False) -> Keys:
+        """Take in a record from the watch, or (``assumed``) from an answer of the API server to ourselves.
+
+        A record from a list (``listed``) is taken even if its version is lower than the known one: that is
+        how it looks when the API server's store was restored from a backup.
+        """
+        match record:
+            case Claim():
+                return self._apply_claim(record, assumed=assumed, listed=listed)
+            case Volume():
+                return self._apply_volume(record, assumed=assumed, listed=listed)
+            case Class():
+                if self._classes.put(record.name, record, record.resource_version, assumed=False) == record:
+                    return NOBODY
+                return self.unbound(record.name)
+            case Node():
+                changed = self._nodes.put(record.name, record, "", assumed=False) != record
+            case NodeDrivers():
+                changed = self._drivers.put(record.name, record, "", assumed=False) != record
+        return self._waiting_for_nodes() if changed else NOBODY
+
+    def forget(self, kind: type[Record], uid: Uid) -> Keys:
+        """An object does not exist any more; harmless when it was not known."""
+        match self._table(kind).drop(uid):
+            case Claim() as claim:
+                return self._claim_gone(claim)
+            case Volume() as volume:
+                self._unindex_volume(volume)
+                self.notes.object_gone(uid)
+                return self._concerned(volume)
+            case Class() as cls:
+                return self.unbound(cls.name)
+            case Node() | NodeDrivers():
+                return self._waiting_for_nodes()
+        return NOBODY
+
+    def sweep(self, kind: type[Record], *, known: Collection[Uid], listed: Collection[str]) -> Keys:
+        """Forget what a list that began after ``known`` was taken does not hold any more."""
+        return frozenset().union(*(self.forget(kind, uid) for uid in known if uid not in listed))
+
+    def _table(self, kind: type[Record]) -> _Table[Any, Any]:
+        tables: dict[type[Record], _Table[Any, Any]] = {
+            Claim: self._claims,
+            Volume: self._volumes,
+            Class: self._classes,
+            Node: self._nodes,
+            NodeDrivers: self._drivers,
+        }
+        return tables[kind]
+
+    def _apply_claim(self, claim: Claim, *, assumed: bool, listed: bool) -> Keys:
+        if not listed and not self._claims.accepts(claim.key, claim.uid, claim.resource_version, assumed=assumed):
+            return NOBODY
+        old = self._claims.put(claim.key, claim, claim.resource_version, assumed=assumed)
+        if old == claim:
+            return NOBODY
+        gone = self._claim_gone(old) if old is not None and old.uid != claim.uid else NOBODY
+        if old is not None:
+            _discard(self._unbound, old.class_name or "", old.key)
+        if claim.class_name and not claim.bound:
+            self._unbound[claim.class_name].add(claim.key)
+        return gone | {claim.key}
+
+    def _claim_gone(self, claim: Claim) -> Keys:
+        _discard(self._unbound, claim.class_name or "", claim.key)
+        self.notes.object_gone(claim.uid)
+        concerned = {claim.key, *(volume.key for volume in self.volumes_for(claim.key))}
+        if self.notes.attempt(claim.uid) is not None:
+            concerned.add(orphan_key(claim.uid))
+        return frozenset(concerned)
+
+    def _apply_volume(self, volume: Volume, *, assumed: bool, listed: bool) -> Keys:
+        if not listed and not self._volumes.accepts(volume.name, volume.uid, volume.resource_version, assumed=assumed):
+            return NOBODY
+        old = self._volumes.put(volume.name, volume, volume.resource_version, assumed=assumed)
+        if old == volume:
+            return NOBODY
+        if old is not None:
+            self._unindex_volume(old)
+            if old.uid != volume.uid:
+                self.notes.object_gone(old.uid)
+        if volume.claim is not None:
+            self._of_claim[volume.claim.key].add(volume.name)
+        if _is_free(volume):
+            self._free[volume.class_name].add(volume.name)
+        concerned = self._concerned(volume)
+        return concerned if old is None else concerned | self._concerned(old)
+
+    def _unindex_volume(self, volume: Volume) -> None:
+        if volume.claim is not None:
+            _discard(self._of_claim, volume.claim.key, volume.name)
+        _discard(self._free, volume.class_name, volume.name)
+
+    def _concerned(self, volume: Volume) -> Keys:
+        """Itself, the claim it names, and if it is free for the taking every claim of its class."""
+        concerned = {volume.key}
+        if volume.claim is not None:
+            concerned.add(volume.claim.key)
+        return frozenset(concerned) | (self.unbound(volume.class_name) if _is_free(volume) else NOBODY)
+
+    def _waiting_for_nodes(self) -> Keys:
+        ours = (cls.name for cls in self._classes.by_name.values() if cls.ours)
+        return frozenset().union(*(self.unbound(name) for name in ours))
+
+
+def _is_free(volume: Volume) -> bool:
+    return volume.phase == AVAILABLE and volume.claim is None and not volume.deleting
+
+
+def _discard(index: defaultdict[_Name, set[_Value]], name: _Name, value: _Value) -> None:
+    """Take a value out of an index, and the index's entry with its last value."""
+    values = index.get(name)
+    if values is not None:
+        values.discard(value)
+        if not values:
+            del index[name]
