@@ -32,6 +32,9 @@ MAX_BYTES: Final = 2**63 - 1
 """The largest size that the CSI protocol (int64) can name."""
 
 
+_BINARY: Final = tuple(factor for factor in _FACTORS if factor.endswith("i"))
+
+
 class QuantityError(ValueError):
     """The text is not a size, or not one that fits into 63 bits."""
 
@@ -56,3 +59,12 @@ def parse(text: str) -> int:
     if abs(size) > MAX_BYTES:
         raise QuantityError(f"{text!r} is larger than {MAX_BYTES} bytes, the largest size that can be asked for")
     return size
+
+
+def text(size: int) -> str:
+    """Return ``size`` bytes as people write them: exactly if a suffix allows it (``300Mi``), else rounded (``76.1Gi``)."""
+    fitting = [suffix for suffix in _BINARY if _FACTORS[suffix] <= abs(size)]
+    if not fitting:
+        return f"{size} bytes"
+    factor = _FACTORS[fitting[-1]]
+    return f"{size // factor}{fitting[-1]}" if size % factor == 0 else f"{size / factor:.1f}{fitting[-1]}"

@@ -85,7 +85,7 @@ class Program:
         self._settings = settings
         self._services = services
         self._clock = clock
-        self._identity = Identity(version=version, ready=services.ready)
+        self._identity = Identity(version=version, node_name=settings.node_name, ready=services.ready)
         self.readiness = Readiness()
         self.metrics = Metrics(version=version, node=settings.node_name)
         self.pages_port = 0

@@ -139,7 +139,7 @@ def _authorities(
             f"the authority ends on {issuer.certificate.not_valid_after_utc:%Y-%m-%d}: its successor is made"
         )
         following = _new_authority(now)
-    elif following is not None and now >= following.certificate.not_valid_before_utc + BACKDATE:
+    elif following is not None and now >= following.certificate.not_valid_before_utc + BACKDATE + SPREAD:
         reasons.append("the following authority is known everywhere: it signs from now on")
         issuer, following = following, None
     ours = [one.certificate for one in (issuer, following) if one is not None]

@@ -123,8 +123,7 @@ async def _burst(
     counted: Counter[str] = audit.tally(
         write
         for write in audit.writes(cluster.audit_log, since=start, user=user)
-        if write.resource != "leases"
-        and not (blind and write.resource == "persistentvolumeclaims" and write.verb == "create")
+        if not (blind and write.resource == "persistentvolumeclaims" and write.verb == "create")
     )
     await _clean(client, prefix=prefix)
     return Row(

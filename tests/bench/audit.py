@@ -27,7 +27,10 @@ def position(log: Path) -> int:
 
 
 def writes(log: Path, *, since: int, user: str) -> Iterator[Write]:
-    """Yield the writes of one user whose audit entries lie beyond a position; the resource is `name/subresource`."""
+    """Yield the writes of one user whose audit entries lie beyond a position; the resource is `name/subresource`.
+
+    Renewing the Lease is left out: it goes on for ever and belongs to no object.
+    """
     with log.open("rb") as lines:
         lines.seek(since)
         for line in lines:
@@ -37,6 +40,8 @@ def writes(log: Path, *, since: int, user: str) -> Iterator[Write]:
             if entry["user"]["username"] != user:
                 continue
             reference = entry.get("objectRef", {})
+            if reference.get("resource") == "leases":
+                continue
             resource = "/".join(filter(None, (reference.get("resource"), reference.get("subresource"))))
             yield Write(
                 user=user,

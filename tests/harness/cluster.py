@@ -141,6 +141,11 @@ class Cluster:
         try:
             self._remove()
             self._start()
+        except StartError as error:
+            told = self._logs()
+            self._remove()
+            self._held.close()
+            raise StartError(f"{error}\n{told}") from error
         except BaseException:
             self._remove()
             self._held.close()
@@ -232,7 +237,8 @@ class Cluster:
             for node in nodes:
                 self._children[node.name, "node"] = node.start(dies_with_parent=not self._detached)
             number = network.connect(nodes)
-            self._settings_file.write_text(json.dumps(self._wanted | {"number": number}))
+            link = {"number": number, "link": network.interface_index(number)}
+            self._settings_file.write_text(json.dumps(self._wanted | link))
         plane = self._plane()
         plane.prepare()
         with self._progress.step("starting etcd, the API server and containerd", usually="5 s"):
@@ -258,13 +264,12 @@ class Cluster:
         self._children[node.name, command.name] = node.spawn(command)
 
     def _wait(self, happened: Callable[[], bool], *, what: str) -> None:
-        """Wait for something, with the end of every log in the error."""
-        try:
-            processes.wait_until(happened, what=what, seconds=90, every=0.2, broken=self._broken)
-        except StartError as error:
-            logs = [file for node in self.nodes for file in sorted((node.directory / "log").glob("*.log"))]
-            told = "\n".join(f"--- {file}\n{processes.tail(file)}" for file in logs)
-            raise StartError(f"{error}\n{told}") from error
+        processes.wait_until(happened, what=what, seconds=90, every=0.2, broken=self._broken)
+
+    def _logs(self) -> str:
+        """Return the end of every log."""
+        files = [file for node in self.nodes for file in sorted((node.directory / "log").glob("*.log"))]
+        return "\n".join(f"--- {file}\n{processes.tail(file)}" for file in files)
 
     def _broken(self) -> str:
         for (node, program), child in self._children.items():
@@ -308,7 +313,7 @@ class Cluster:
             child.wait(timeout=10)
         self._children.clear()
         if "number" in settings:
-            network.disconnect(settings["number"])
+            network.disconnect(settings["number"], index=settings.get("link", 0))
         watching.remove(self.directory)
 
     def remove_if_abandoned(self) -> bool:

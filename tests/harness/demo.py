@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.harness import binaries, processes, product, targets
 from tests.harness.errors import CommandError, HarnessError
-from tests.harness.places import ROOT
+from tests.harness.places import ROOT, run_dir
 
 if TYPE_CHECKING:
     import subprocess
@@ -101,7 +101,7 @@ def _claim_to_mount(kubeconfig: Path, *, progress: Progress) -> Outcome:
 def _waiter(kubectl: list[str], what: str, phase: str) -> subprocess.Popen[bytes]:
     """Start waiting for a phase with a watch, so that the time measured is not that of a poll."""
     argv = [*kubectl, "wait", what, f"--for=jsonpath={{.status.phase}}={phase}", f"--timeout={PATIENCE_SECONDS}s"]
-    return processes.spawn(argv, log=ROOT / "build" / "demo.log", dies_with_parent=True)
+    return processes.spawn(argv, log=run_dir() / "demo.log", dies_with_parent=True)
 
 
 def _wait_for(waiter: subprocess.Popen[bytes], what: str) -> None:

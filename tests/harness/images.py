@@ -21,7 +21,7 @@ from tests.harness.places import cache_dir
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-PAUSE = "pause:moorage"
+PAUSE = "localhost/pause:moorage"
 BUSYBOX = "busybox:1.37"
 SHELL_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FOREVER = "2147483647"

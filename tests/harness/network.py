@@ -68,14 +68,26 @@ def connect(nodes: Sequence[VirtualNode]) -> int:
     return _link_to_machine(first)
 
 
-def disconnect(number: int) -> None:
-    """Return when the machine's end of a cluster's link is gone, which the end of the first node brings about.
+def interface_index(number: int) -> int:
+    """Return the index of the machine's end of a cluster's link, 0 where there is none; no two ever have the same."""
+    try:
+        return int(Path("/sys/class/net", link_name(number), "ifindex").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def disconnect(number: int, *, index: int) -> None:
+    """Remove the machine's end of a cluster's link, unless the kernel did, as it does some time after the first node's end.
+
+    The index tells it from the link of another cluster that got the same number since.
 
     Raises:
-        StartError: it stays.
+        CommandError: `ip` failed.
     """
-    interface = Path("/sys/class/net") / link_name(number)
-    processes.wait_until(lambda: not interface.exists(), what=f"the end of {interface.name}", seconds=15)
+    if index != 0 and interface_index(number) == index:
+        done = processes.run(["ip", "link", "delete", link_name(number)], check=False)
+        if done.returncode != 0 and interface_index(number) == index:
+            raise CommandError(f"{link_name(number)} cannot be removed: {done.stderr.strip()}")
 
 
 def _join(node: VirtualNode, first: VirtualNode) -> None:

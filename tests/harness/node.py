@@ -222,7 +222,7 @@ no_sync = true
 [plugins.'io.containerd.internal.v1.opt']
 path = '{self.directory / "opt"}'
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = 'docker.io/library/{images.PAUSE}'
+sandbox = '{images.PAUSE}'
 [plugins.'io.containerd.cri.v1.runtime']
 restrict_oom_score_adj = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
@@ -257,6 +257,8 @@ SystemdCgroup = false
                     "containerRuntimeEndpoint": f"unix://{RUNTIME_SOCKET}",
                     "cgroupDriver": "cgroupfs",
                     "cgroupRoot": f"/{self.cgroup}",
+                    # Tests kill programs again and again: minutes of back-off would be all that they see.
+                    "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
                     "enforceNodeAllocatable": [],
                     "failCgroupV1": False,
                     "failSwapOn": False,

@@ -126,6 +126,7 @@ def spawn(
     With `dies_with_parent` the kernel kills it when the thread that called this ends, however that happens.
     """
     prefix = ["setpriv", "--pdeathsig", "KILL"] if dies_with_parent else []
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
             [*prefix, *map(str, argv)],

@@ -53,4 +53,4 @@ def remove(directory: Path) -> None:
     for place, _, _ in os.walk(directory):
         with contextlib.suppress(OSError):
             os.chmod(place, 0o700)  # noqa: PTH101 - os.walk yields text
-    processes.run(["rm", "-rf", "--one-file-system", "--", directory], check=False)
+    processes.run(["rm", "-rf", "--one-file-system", "--", directory])

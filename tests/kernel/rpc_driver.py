@@ -140,6 +140,14 @@ class Driver:
         )
 
 
+async def detached(image: Path) -> None:
+    """The file has no loop device any more; one that another program happens to look at goes a moment later."""
+    deadline = time.monotonic() + 2
+    while attached(image):
+        assert time.monotonic() < deadline, attached(image)
+        await asyncio.sleep(0.01)
+
+
 def attached(image: Path) -> list[loops.LoopStatus]:
     """The loop devices of a file."""
     found = image.stat()
@@ -188,6 +196,9 @@ async def running(
         await pools.close()
         for station in pools:
             station.release()
+        if not mounted_below(area):
+            for image in pool.glob("volumes/*/image"):
+                await detached(image)
 
 
 @contextlib.contextmanager

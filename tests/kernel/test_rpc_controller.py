@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from moorage_csi import quantity
 from moorage_csi.host import filesystems, loops, mounts
 from moorage_csi.host.commands import CommandError
 from moorage_csi.proto import csi_pb2 as csi
@@ -22,6 +23,7 @@ from tests.kernel.rpc_driver import (
     Driver,
     Modes,
     capability,
+    detached,
     mounted_below,
     refused,
     running,
@@ -58,6 +60,7 @@ def small_disk(area: Path) -> Iterator[Path]:
         yield disk
     finally:
         mounts.unmount(str(disk))
+        asyncio.run(detached(image))
 
 
 async def outcomes(calls: list["asyncio.Task[csi.Volume]"]) -> tuple[list[csi.Volume], list[grpc.aio.AioRpcError]]:
@@ -111,7 +114,7 @@ async def test_a_reserve_is_never_promised_and_overcommit_promises_more(small_di
     reserved = [PoolSettings(name="default", path=str(small_disk / "pool"), reserve_bytes=64 * MIB)]
     async with running(area, reserved) as driver:
         plain = await capacity(driver)
-        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, str(64 * MIB)):
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "64Mi reserved"):
             await driver.create(size=plain + 4096, wanted=capability(block=True))
     over = [PoolSettings(name="default", path=str(small_disk / "pool"), reserve_bytes=64 * MIB, overcommit=2)]
     async with running(area, over) as driver:
@@ -172,9 +175,11 @@ async def test_what_cannot_be_undone_is_told_as_unavailable_and_cleared_by_the_r
     with refused(grpc.StatusCode.UNAVAILABLE, "mkfs lost its disk", "rename lost its disk"):
         await driver.create()
     monkeypatch.undo()
-    half = (driver.volume_folder(volume_id_for("pvc-1")) / "image").stat().st_ino
-    volume = await driver.create()
-    assert (driver.volume_folder(volume.volume_id) / "image").stat().st_ino != half
+    # Held open, so that its inode's number cannot be given to the new file.
+    with (driver.volume_folder(volume_id_for("pvc-1")) / "image").open("rb") as half:
+        volume = await driver.create()
+        image = driver.volume_folder(volume.volume_id) / "image"
+        assert image.stat().st_ino != os.fstat(half.fileno()).st_ino
     await driver.emptied()
 
 
@@ -251,7 +256,7 @@ async def test_sizes_that_cannot_be_are_refused_with_the_minimum(driver: Driver)
         )
         return response.volume
 
-    minimum = str(filesystems.minimum("ext4"))
+    minimum = quantity.text(filesystems.minimum("ext4"))
     for too_small in ({"required_bytes": 1}, {"required_bytes": 0}, {"limit_bytes": 4096}):
         with refused(grpc.StatusCode.OUT_OF_RANGE, minimum, "ext4"):
             await create(**too_small)

@@ -201,3 +201,35 @@ async def test_a_pool_that_nodes_share_gives_directories_that_any_of_them_may_us
         await one.delete(volume.volume_id)
         await two.emptied()
         assert two.left() == []
+
+
+async def test_a_volume_of_the_same_name_in_another_pool_is_another_volume(driver: Driver, area: Path) -> None:
+    (area / "other").mkdir()
+    async with running(area / "other") as other:
+        mine = (await driver.create(parameters=DIRECTORY)).volume_id
+        assert (await other.create(parameters=DIRECTORY)).volume_id == mine
+        await other.publish(mine, other.target("pod"))
+        alone = capability(mode=Modes.SINGLE_NODE_SINGLE_WRITER)
+        await driver.publish(mine, driver.target("pod"), wanted=alone)
+        await driver.unpublish(mine, driver.target("pod"))
+        await driver.delete(mine)
+        await other.unpublish(mine, other.target("pod"))
+
+
+async def test_a_folder_of_the_volume_that_is_mounted_elsewhere_keeps_it(driver: Driver) -> None:
+    volume = (await driver.create(parameters=DIRECTORY)).volume_id
+    target, sub = driver.target("pod"), driver.target("sub")
+    await driver.publish(volume, target)
+    (target / "folder").mkdir()
+    sub.mkdir()
+    source, onto = (os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (target / "folder", sub))
+    try:
+        mounts.bind(source_fd=source, target_fd=onto)
+    finally:
+        os.close(source)
+        os.close(onto)
+    await driver.unpublish(volume, target)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, str(sub)):
+        await driver.delete(volume)
+    mounts.unmount(str(sub))
+    await driver.delete(volume)

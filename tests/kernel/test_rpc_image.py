@@ -9,7 +9,18 @@ import grpc
 import pytest
 
 from moorage_csi.host import loops, mounts
-from tests.kernel.rpc_driver import MIB, SIZE, Driver, Modes, attached, capability, mounted_below, refused, running
+from tests.kernel.rpc_driver import (
+    MIB,
+    SIZE,
+    Driver,
+    Modes,
+    attached,
+    capability,
+    detached,
+    mounted_below,
+    refused,
+    running,
+)
 
 pytestmark = pytest.mark.kernel
 
@@ -42,7 +53,7 @@ async def test_a_volume_is_made_written_read_by_a_second_pod_and_gone(driver: Dr
     (first / "file").write_bytes(b"kept")
     await driver.unpublish(volume.volume_id, first)
     assert not first.exists()
-    assert attached(image) == []
+    await detached(image)
 
     await driver.publish(volume.volume_id, second)
     assert (second / "file").read_bytes() == b"kept"
@@ -88,7 +99,7 @@ async def test_every_call_may_be_repeated(driver: Driver) -> None:
     assert len(attached(image)) == 1
     for _ in range(5):
         await driver.unpublish(first.volume_id, target)
-    assert attached(image) == []
+    await detached(image)
     for _ in range(3):
         await driver.delete(first.volume_id)
 
@@ -105,7 +116,7 @@ async def test_two_pods_share_one_device_and_the_last_one_frees_it(driver: Drive
     for number, target in enumerate(targets):
         assert len(attached(image)) == 1, number
         await driver.unpublish(volume, target)
-    assert attached(image) == []
+    await detached(image)
 
 
 async def test_publishing_while_the_last_other_target_goes_never_loses_the_device(driver: Driver) -> None:
@@ -130,7 +141,7 @@ async def test_publishing_while_the_last_other_target_goes_never_loses_the_devic
         (new / "file").write_text(str(turn))
         assert mounted_below(driver.kubelet) == [str(new)]
     await driver.unpublish(volume, targets[0])
-    assert attached(driver.volume_folder(volume) / "image") == []
+    await detached(driver.volume_folder(volume) / "image")
 
 
 async def test_a_read_only_target_cannot_be_written_while_another_can(driver: Driver) -> None:
@@ -183,7 +194,7 @@ async def test_a_failed_mount_leaves_no_device_and_no_mount(driver: Driver) -> N
     target = driver.target("one")
     with refused(grpc.StatusCode.UNAVAILABLE, "no-such-option"):
         await driver.publish(volume, target, wanted=capability(flags=["no-such-option"]))
-    assert attached(driver.volume_folder(volume) / "image") == []
+    await detached(driver.volume_folder(volume) / "image")
     assert mounted_below(driver.kubelet) == []
 
 
@@ -198,7 +209,7 @@ async def test_xfs_is_made_where_it_is_asked_for(driver: Driver) -> None:
     await driver.unpublish(volume.volume_id, target)
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "ext4", "never formatted again"):
         await driver.publish(volume.volume_id, target, wanted=capability(filesystem="ext4"))
-    with refused(grpc.StatusCode.OUT_OF_RANGE, str(300 * MIB), "xfs"):
+    with refused(grpc.StatusCode.OUT_OF_RANGE, "300Mi", "xfs"):
         await driver.create("pvc-2", size=64 * MIB, wanted=capability(filesystem="xfs"))
 
 
@@ -218,7 +229,7 @@ async def test_a_wiped_superblock_is_refused_and_never_formatted(driver: Driver)
             await driver.publish(volume, target)
     await driver.create()
     assert image.read_bytes() == wiped
-    assert attached(image) == []
+    await detached(image)
     image.write_bytes(whole)
     await driver.publish(volume, target)
     assert (target / "file").read_bytes() == b"precious"
@@ -295,7 +306,7 @@ async def test_a_device_for_a_pod(driver: Driver) -> None:
     assert not first.exists()
     assert len(attached(image)) == 1
     await driver.unpublish(volume.volume_id, second)
-    assert attached(image) == []
+    await detached(image)
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "block"):
         await driver.publish(volume.volume_id, first)
     await driver.delete(volume.volume_id)

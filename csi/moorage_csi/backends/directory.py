@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 import threading
+from pathlib import PurePosixPath
 from typing import Final
 
 from moorage_csi import contract
@@ -24,7 +25,7 @@ from moorage_csi.backends.targets import (
     take_away,
 )
 from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError
-from moorage_csi.host import mounts, paths, quotas
+from moorage_csi.host import mounts, paths, quotas, syscalls
 from moorage_csi.host.paths import Directory
 
 DATA: Final = "data"
@@ -166,11 +167,21 @@ def _same(one: int, other: int) -> bool:
 def _targets(folder: Directory) -> list[str]:
     """Mounts whose root is the volume's directory or lies in it, as the kubelet's binds of a subPath do.
 
-    They are told by the end of the path, which has the volume's id in it: on btrfs the device number of a
-    file is not the one that mountinfo shows.
+    They are told by filesystem and path within it, both as mountinfo has them: on btrfs the device number of
+    a file is another one than that of its mount.
     """
-    tail = "/".join(["", *path_of(folder.fd).split("/")[-2:], DATA])
-    return [mount.target for mount in mounts.mounts() if f"{mount.root}/".find(f"{tail}/") >= 0]
+    table = mounts.mounts()
+    mount_id = syscalls.statx(folder.fd, "").mount_id
+    home = next((mount for mount in table if mount.mount_id == mount_id), None)
+    if home is None:
+        raise PreconditionError(f"{path_of(folder.fd)} lies on a mount that is not visible: mount the pool again")
+    within = PurePosixPath(path_of(folder.fd)).relative_to(home.target)
+    data = PurePosixPath(home.root) / within / DATA
+    return [
+        mount.target
+        for mount in table
+        if (mount.major, mount.minor) == (home.major, home.minor) and PurePosixPath(mount.root).is_relative_to(data)
+    ]
 
 
 def _free_project(fd: int) -> int:

@@ -13,7 +13,8 @@ the RPC layer sees to that.
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ FILE: Final = "image"
 
 _MODE: Final = 0o600
 _LABEL_LIMIT: Final = 63
+_HELD_PAUSES: Final = (0.01, 0.04)
 _MINIMUM_BLOCK: Final = 1 << 20
 _BLOCK_UNIT: Final = 512
 _DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
@@ -49,6 +51,10 @@ class Image:
 
     name = BACKEND_IMAGE
     capabilities = Capabilities(block=True, shared=False, filesystems=FILESYSTEMS)
+
+    def __init__(self, *, pause: Callable[[float], None] = time.sleep) -> None:
+        """``pause`` takes seconds."""
+        self._pause = pause
 
     def filesystem(self, asked: str) -> str:
         """ext4 unless something else is asked for."""
@@ -96,7 +102,8 @@ class Image:
         """Where the image is mounted, and devices that are held without a mount we could see.
 
         A device that nobody uses any more, as a crash between attaching and publishing a block volume leaves
-        it, is detached and not counted.
+        it, is detached and not counted. Whoever looks at devices opens each of them for a moment, so one that
+        is held is looked at again before it counts.
         """
         try:
             with _opened(folder, os.O_RDONLY) as fd:
@@ -108,7 +115,7 @@ class Image:
             targets = _targets(device)
             if targets:
                 found.extend(targets)
-            elif not loops.detach(device.number, device=device.device, inode=device.inode):
+            elif not self._detached(device):
                 found.append(device.path)
         return tuple(found)
 
@@ -153,6 +160,13 @@ class Image:
             if mount is None or not any(_same(mount, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
             return figures_of(target)
+
+    def _detached(self, device: LoopStatus) -> bool:
+        for seconds in _HELD_PAUSES:
+            if loops.detach(device.number, device=device.device, inode=device.inode):
+                return True
+            self._pause(seconds)
+        return False
 
     def _published(self, fd: int, shape: Shape, publication: Publication) -> bool:
         """Whether the target has this volume already, in the way that is asked for."""

@@ -1,0 +1,1 @@
+"""The protocols, and the stubs made from them by `make stubs`."""

@@ -1,0 +1,1 @@
+"""The CSI services: validate, guard, look whether it is done, act, answer."""

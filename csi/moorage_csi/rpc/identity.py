@@ -31,16 +31,24 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     All three RPCs only read, so that a retry is the same call again.
     """
 
-    def __init__(self, *, version: str, ready: Callable[[], bool]) -> None:
+    def __init__(self, *, version: str, node_name: str, ready: Callable[[], bool]) -> None:
         self._version = version
+        self._node_name = node_name
         self._ready = ready
 
     async def GetPluginInfo(  # noqa: N802 - the protocol's name
         self, request: csi_pb2.GetPluginInfoRequest, context: object
     ) -> csi_pb2.GetPluginInfoResponse:
-        """Return the driver's name, which is part of every volume's object and so never changes, and its version."""
+        """Return the driver's name, which is part of every volume's object and so never changes, and its version.
+
+        The manifest names the node: an address that was another pod's a moment ago must not pass for its node.
+        """
         del request, context
-        return csi_pb2.GetPluginInfoResponse(name=contract.DRIVER_NAME, vendor_version=self._version)
+        return csi_pb2.GetPluginInfoResponse(
+            name=contract.DRIVER_NAME,
+            vendor_version=self._version,
+            manifest={contract.TOPOLOGY_KEY: self._node_name},
+        )
 
     async def GetPluginCapabilities(  # noqa: N802 - the protocol's name
         self, request: csi_pb2.GetPluginCapabilitiesRequest, context: object

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from moorage_csi import contract
+from moorage_csi import contract, quantity
 from moorage_csi.contract import Metadata, Parameter
 from moorage_csi.errors import InvalidArgumentError, OutOfRangeError
 from moorage_csi.proto import csi_pb2 as csi
@@ -239,8 +239,10 @@ def size_within(wish: Range, *, minimum: int, what: str) -> int:
         if wish.limit is not None and wanted == wish.limit:
             wanted -= wanted % SIZE_STEP
     if wanted < minimum or (wish.limit is not None and wish.limit < minimum):
-        asked = wanted if wish.required is not None else wish.limit
-        raise OutOfRangeError(f"{asked} bytes are too little for {what}: ask for at least {minimum} bytes")
+        asked = wanted if wish.required is not None or wish.limit is None else wish.limit
+        raise OutOfRangeError(
+            f"{quantity.text(asked)} is too little for {what}: ask for at least {quantity.text(minimum)}"
+        )
     size = -(-wanted // SIZE_STEP) * SIZE_STEP
     if size >= 1 << 63 or not wish.holds(size):
         raise OutOfRangeError(

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from moorage_csi import quantity
 from moorage_csi.contract import ON_DELETE_RETAIN
 from moorage_csi.errors import ExhaustedError, PreconditionError, UnavailableError
 from moorage_csi.host.paths import Directory
@@ -233,7 +234,10 @@ class Pool:
         with self._promising():
             room = self.room()
             if record.size > room.free:
-                raise ExhaustedError(f"pool {self.name} on {self._node} has no room for {record.size} bytes: {room}")
+                raise ExhaustedError(
+                    f"pool {self.name} on {self._node} has no room for {quantity.text(record.size)}, "
+                    f"{quantity.text(record.size - room.free)} too much: {room}"
+                )
             aside = f"{record.id}.{self._token(4)}"
             self._making.make_directory(aside, _PRIVATE)
             try:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from moorage_csi.quantity import text
+
 
 class Footprint(Protocol):
     """What a volume may take and what it has taken of the pool, in bytes."""
@@ -43,7 +45,7 @@ class Room:
     def __str__(self) -> str:
         """The numbers, for the person who wonders why there is no room."""
         return (
-            f"{self.free} bytes can be promised: {self.total} in all, {self.available} free on the disk, "
-            f"{self.reserve} reserved, {self.promised} promised to volumes, of which {self.unallocated} not written "
-            f"yet, overcommit {self.overcommit:g}"
+            f"{text(self.free)} can be promised: {text(self.total)} in all, {text(self.available)} free on the disk, "
+            f"{text(self.reserve)} reserved, {text(self.promised)} promised to volumes, of which "
+            f"{text(self.unallocated)} not written yet, overcommit {self.overcommit:g}"
         )

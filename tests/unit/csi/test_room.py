@@ -45,6 +45,12 @@ def test_overcommit_multiplies_what_there_is() -> None:
     assert room.free == 130
 
 
+def test_what_a_filesystem_stores_once_for_several_volumes_is_promised_once_to_each() -> None:
+    # Clones or compression: eighty are written, and the disk shows all but ten of it as free.
+    room = Room(total=100, available=90, reserve=0, promised=80, unallocated=0, overcommit=1.0)
+    assert room.free == 20
+
+
 PLAIN = Facts(filesystem="ext4", shared=False, no_quota="the kernel has no quota support", kept=None)
 
 

@@ -57,6 +57,10 @@ def test_running_processes_show_their_words(sleeper: subprocess.Popen[bytes]) ->
     assert not found[0].first_of_namespace()
 
 
+def _program(identity: ProcessIdentity) -> str:
+    return next((each.program for each in processes.running() if each.identity == identity), "")
+
+
 def test_what_dies_with_its_parent_dies_with_it(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.harness import processes;"
@@ -72,7 +76,8 @@ def test_what_dies_with_its_parent_dies_with_it(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child = ProcessIdentity.of(int(parent.stdout.readline()))
         assert child is not None
-        assert child.alive()
+        # Until the child runs its program, the kernel has not been asked yet to kill it with its parent.
+        processes.wait_until(lambda: _program(child) == "sleep", what="the start of the child", seconds=20)
         parent.kill()
     processes.wait_until(lambda: not child.alive(), what="the end of the child", seconds=5)
 

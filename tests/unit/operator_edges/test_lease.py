@@ -129,6 +129,31 @@ def test_a_holder_whose_requests_hang_stops_itself_before_another_may_begin() ->
     virtual.run(main())
 
 
+def test_an_answer_that_came_late_gives_no_more_time_than_the_others_were_given() -> None:
+    """Stored at once, answered nine seconds later: others may begin fifteen seconds after the storing."""
+
+    async def main() -> None:
+        world = World()
+        lease = make(world, "a")
+        stored_at: list[float] = []
+
+        async def late_then_silent(verb: str, path: str, done: bool) -> None:
+            if stored_at:
+                await asyncio.sleep(10_000)
+            if done and verb == "create":
+                stored_at.append(virtual.clock())
+                await asyncio.sleep(9)
+
+        store(lease).fault = late_then_silent
+        task = asyncio.create_task(lease.run())
+        await lease.wait()
+        await lease.wait_lost()
+        assert virtual.clock() - stored_at[0] == pytest.approx(13.5)
+        await stop(task)
+
+    virtual.run(main())
+
+
 def test_a_process_that_was_stopped_is_no_leader_from_its_first_instruction() -> None:
     async def main() -> None:
         skipped = 0.0
