@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.harness import debian, product, product_image
@@ -19,6 +20,11 @@ CLUSTER_SECONDS = 300
 """A cluster test's time, which for the first one includes the start of the cluster and maybe the image's build."""
 USERS = {"moorage-operator": "system:masters", "somebody": "system:masters"}
 """Users with a token of their own, so that the audit log tells whose writes are whose."""
+
+# A change is judged by the same examples each time; every other run looks for new ones and prints how to repeat them.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -73,7 +73,7 @@ class Operator:
         limiter = Limiter(qps=settings.api_qps, burst=settings.api_burst)
         self._api = Api(connection, limiter=limiter, metrics=self._metrics)
         # Renewing the Lease and telling people must not wait behind a burst of writes.
-        self._side_api = Api(connection, limiter=Limiter(qps=20, burst=40), metrics=self._metrics)
+        self._side_api = Api(connection, limiter=Limiter(qps=50, burst=100), metrics=self._metrics)
         self._recorder = Recorder(self._side_api, metrics=self._metrics, instance=socket.gethostname())
         self._lease = Lease(
             self._side_api,

@@ -96,7 +96,7 @@ class RetryClass(enum.Enum):
     EXHAUSTED = "exhausted"
     """It failed on this node for want of room and left nothing: another node may do."""
     UNREACHABLE = "unreachable"
-    """The node's plugin cannot be reached. An earlier call may still have been carried out."""
+    """The node's plugin cannot be reached: this call was not sent. An earlier one may have been carried out."""
 
 
 class DriverCallError(OperatorError):

@@ -20,7 +20,7 @@ from moorage_operator.errors import (
     ThrottledError,
 )
 
-PATCH_NOT_APPLICABLE: Final = "the JSON patch could not be applied: the object is not at the version it was made for"
+PATCH_NOT_APPLICABLE: Final = "the JSON patch could not be applied: something that it tests is no longer so"
 MAX_QUOTED: Final = 500
 
 _BY_STATUS: Final[Mapping[int, type[ApiError]]] = {

@@ -1,7 +1,7 @@
 """The API server, one conditional write at a time.
 
-Every write that changes an object says which version of it was decided upon: a PUT carries the
-resourceVersion in its body, a JSON patch has a ``test`` of it, a delete names the uid. So two
+Every write that changes an object says what it was decided upon: a PUT carries the resourceVersion in its
+body, a JSON patch tests it or the very fields that matter, a delete names the uid. So two
 operators, or an operator and its own past, can never undo each other's work; the loser gets a
 ``ConflictError`` and decides anew. A write without such a condition is refused here, with
 ``ValueError``, because only a mistake of ours would send one.
@@ -21,6 +21,7 @@ the error. Nothing is held here between requests, so a crash loses nothing.
 """
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -60,7 +61,8 @@ BAD: Final = 400
 JSON: Final = "application/json"
 JSON_PATCH: Final = "application/json-patch+json"
 METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-VERSION_POINTER: Final = "/metadata/resourceVersion"
+UID: Final = "/metadata/uid"
+VERSION: Final = "/metadata/resourceVersion"
 
 _METHODS: Final[Mapping[str, str]] = {
     "get": "GET",
@@ -159,14 +161,15 @@ class Api:
         return await self._request("update", path, body=body)
 
     async def json_patch(self, path: str, ops: Sequence[Mapping[str, Any]]) -> Object:
-        """Apply a JSON patch (RFC 6902) to an object that is still at the version the patch tests.
+        """Apply a JSON patch (RFC 6902) to an object of which everything is still true that the patch tests.
 
         Raises:
             ConflictError: it is not.
-            ValueError: there is no ``test`` of ``/metadata/resourceVersion`` among the operations.
+            ValueError: they do not begin with tests: of the resourceVersion, or of the uid and something more.
         """
-        if not any(op.get("op") == "test" and op.get("path") == VERSION_POINTER and op.get("value") for op in ops):
-            raise ValueError(f"patch {path}: no test of {VERSION_POINTER}, so it would overwrite blindly")
+        tested = [op["path"] for op in itertools.takewhile(lambda op: op["op"] == "test", ops) if "value" in op]
+        if (tested[:1] != [VERSION] and (tested[:1] != [UID] or len(tested) == 1)) or not ops[0]["value"]:
+            raise ValueError(f"patch {path}: no test of what it was decided upon, so it would overwrite blindly: {ops}")
         return await self._request("patch", path, body=list(ops), content_type=JSON_PATCH)
 
     async def delete(self, path: str, *, uid: str, resource_version: str | None = None) -> bool:

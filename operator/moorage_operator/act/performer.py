@@ -22,8 +22,8 @@ from typing import Any, Final, Protocol, assert_never
 from moorage_operator.decide import answers, volumes
 from moorage_operator.decide.plan import (
     Action,
-    ConfirmAbsent,
     ConfirmReleased,
+    ConfirmUnowned,
     CreateVolume,
     DeleteVolume,
     Emit,
@@ -77,7 +77,7 @@ class Objects(Protocol):
         ...
 
     async def json_patch(self, path: str, ops: Sequence[Mapping[str, Any]]) -> Object:
-        """Patch an object of the tested resourceVersion."""
+        """Patch an object of which the tests hold."""
         ...
 
     async def delete(self, path: str, *, uid: str, resource_version: str | None = None) -> bool:
@@ -207,7 +207,7 @@ class Performer:
                 return await self._destroy(step)
             case MeasureRoom():
                 return await self._measure(step)
-            case Refresh() | ConfirmAbsent() | ConfirmReleased():
+            case Refresh() | ConfirmUnowned() | ConfirmReleased():
                 return await self._read(step)
         assert_never(step)
 
@@ -252,20 +252,24 @@ class Performer:
             case _:
                 assert_never(write.verb)
 
-    async def _read(self, step: Refresh | ConfirmAbsent | ConfirmReleased) -> Outcome | None:
+    async def _read(self, step: Refresh | ConfirmUnowned | ConfirmReleased) -> Outcome | None:
         try:
             match step:
                 case Refresh():
                     await self._look(step.target)
                     return None
-                case ConfirmAbsent():
-                    return None if await self._look(step.target) is None else AGAIN
+                case ConfirmUnowned():
+                    return None if await self._is_unowned(step) else AGAIN
                 case ConfirmReleased():
                     return None if await self._is_released(step) else AGAIN
         except ApiError as error:
             logger.warning("Read failed error=%s", error)
             return RETRY
         assert_never(step)
+
+    async def _is_unowned(self, step: ConfirmUnowned) -> bool:
+        volume = await self._look(step.target)
+        return not isinstance(volume, Volume) or volume.node not in {"", step.node}
 
     async def _is_released(self, step: ConfirmReleased) -> bool:
         volume = await self._look(step.volume)

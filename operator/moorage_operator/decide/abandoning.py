@@ -13,7 +13,7 @@ from typing import Final
 from moorage_operator.decide import writing
 from moorage_operator.decide.plan import (
     NOTHING,
-    ConfirmAbsent,
+    ConfirmUnowned,
     CreateVolume,
     DeleteVolume,
     ForgetAttempt,
@@ -41,11 +41,15 @@ def decide_orphan(ledger: Ledger, key: Key, now: float) -> Plan:
 
 
 def abandon(ledger: Ledger, attempt: Attempt) -> Plan:
-    """Get rid of what an attempt has left, if anything."""
-    owned = ledger.volume(attempt.name) is not None
+    """Get rid of what an attempt has left, if anything.
+
+    A volume object owns what is on the node it names; of the same name on another node it knows nothing.
+    """
+    volume = ledger.volume(attempt.name)
+    owned = volume is not None and volume.node in {"", attempt.node}
     if attempt.progress is Progress.CREATED and attempt.created is not None and not owned:
         return (
-            ConfirmAbsent(target=writing.volume_named(attempt.name)),
+            ConfirmUnowned(target=writing.volume_named(attempt.name), node=attempt.node),
             DeleteVolume(node=attempt.node, volume_id=attempt.created.volume_id, attempt=attempt),
         )
     if attempt.progress is Progress.RUNNING and not owned and ledger.node(attempt.node) is not None:

@@ -18,7 +18,17 @@ from dataclasses import replace
 
 from moorage_operator.decide import explaining, provisioning, writing
 from moorage_operator.decide.abandoning import abandon
-from moorage_operator.decide.plan import NOTHING, CreateVolume, DeleteVolume, Emit, Plan, Remember, Settled, Together
+from moorage_operator.decide.plan import (
+    NOTHING,
+    CreateVolume,
+    DeleteVolume,
+    Emit,
+    ForgetAttempt,
+    Plan,
+    Remember,
+    Settled,
+    Together,
+)
 from moorage_operator.ledger import Ledger
 from moorage_operator.model import volume as volumes
 from moorage_operator.model.attempt import Attempt, Progress
@@ -89,12 +99,18 @@ def _adopt(claim: Claim, volume: Volume, attempt: Attempt | None, now: float) ->
 
 
 def _settle(ledger: Ledger, claim: Claim, attempt: Attempt | None, now: float) -> Plan:
-    """All is stored: tell it once, whoever did the last step."""
-    if attempt is None:
-        return NOTHING
+    """All is stored: tell it once, whoever did the last step.
+
+    Another operator may have done everything while a call of ours was on its way to another node: what that
+    call made goes first.
+    """
     volume = ledger.volume(claim.volume_name)
-    if volume is None:
+    if attempt is None or volume is None:
         return NOTHING
+    if attempt.progress is Progress.NOTHING:
+        return (ForgetAttempt(uid=claim.uid),)
+    if attempt.progress is not Progress.STORED:
+        return _adopt(claim, volume, attempt, now)
     seconds = now - attempt.began
     message = explaining.made(volume, seconds=seconds if seconds == seconds else None)  # noqa: PLR0124 (not a number)
     return (

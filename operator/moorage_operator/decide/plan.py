@@ -21,7 +21,7 @@ class Verb(enum.Enum):
 
     CREATE = "create"
     PATCH = "patch"
-    """A JSON patch that tests the resourceVersion."""
+    """A JSON patch that tests what it was decided upon."""
     DELETE = "delete"
     """With the uid as precondition."""
 
@@ -160,10 +160,16 @@ class ConfirmReleased:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmAbsent:
-    """Read the target live, and go on only if there is no such object."""
+class ConfirmUnowned:
+    """Read a volume object live, and go on only if there is none, or one whose storage is on another node.
+
+    Attributes:
+        target: the object that would own the storage.
+        node: where the storage is.
+    """
 
     target: Target
+    node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +207,7 @@ class Requeue:
 Note = Emit | Remember | ForgetAttempt | Settled
 """Steps that talk to nobody: they cannot fail."""
 Action = (
-    Write | Refresh | Together | CreateVolume | DeleteVolume | Reach | ConfirmReleased | ConfirmAbsent | MeasureRoom
+    Write | Refresh | Together | CreateVolume | DeleteVolume | Reach | ConfirmReleased | ConfirmUnowned | MeasureRoom
 )
 """Steps that talk to the API server or the driver: the plan ends with the first that fails."""
 Step = Note | Action | Requeue

@@ -1,7 +1,10 @@
 """The bodies of every write, exactly: objects, JSON patches and their paths.
 
-Each patch tests the resourceVersion it was decided upon, so a write that comes too late is refused
-instead of undoing somebody's work. What is written is what the in-tree binder and the upstream
+Each patch tests what it was decided upon, so a write that comes too late is refused instead of undoing
+somebody's work. Where something is taken away, that is the resourceVersion. The patches of a bind test just
+their reasons (this object, reserved for this claim, not bound yet): the in-tree controllers annotate and mark
+the same objects at the same moment, which changes the version and none of the reasons, and by version four of
+ten binds of a burst were refused and decided anew. What is written is what the in-tree binder and the upstream
 provisioner would write, so that either may take over at any point.
 """
 
@@ -16,6 +19,7 @@ from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Uid, volume_key
 from moorage_operator.model.provisioning import Created, CreateRequest
 from moorage_operator.model.quantity import format_bytes
+from moorage_operator.model.reference import Reference
 from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import ClaimRef, Volume
 
@@ -105,14 +109,25 @@ def volume_body(claim: Claim, cls: Class, request: CreateRequest, created: Creat
 
 
 def mark_volume_bound(volume: Volume) -> Write:
-    """Phase Bound on the volume's status."""
-    return _patch_volume(volume, {"op": "add", "path": "/status/phase", "value": volumes.BOUND}, subresource="/status")
+    """Phase Bound on the status of a volume that is still reserved for the same claim."""
+    return _patch(
+        volume_target(volume),
+        volume.reference,
+        _test("/metadata/uid", volume.uid),
+        _test("/spec/claimRef/uid", volume.claim.uid if volume.claim else None),
+        _test("/status/phase", volume.phase or None),
+        {"op": "add", "path": "/status/phase", "value": volumes.BOUND},
+        subresource="/status",
+    )
 
 
 def bind_claim(claim: Claim, volume: Volume) -> Write:
     """Put volumeName and the marks on the claim; ``bound-by-controller`` only with a volumeName that we chose."""
     marks = {}
-    ops: list[Mapping[str, Any]] = []
+    ops: list[Mapping[str, Any]] = [
+        _test("/metadata/uid", claim.uid),
+        _test("/spec/volumeName", claim.volume_name or None),
+    ]
     if claim.volume_name != volume.name:
         ops.append({"op": "add", "path": "/spec/volumeName", "value": volume.name})
         marks[claims.BOUND_BY_CONTROLLER] = "yes"
@@ -121,14 +136,19 @@ def bind_claim(claim: Claim, volume: Volume) -> Write:
     if claim.has_annotations:
         ops += [{"op": "add", "path": _annotation(key), "value": value} for key, value in marks.items()]
     elif marks:
-        ops.append({"op": "add", "path": "/metadata/annotations", "value": marks})
-    return _patch_claim(claim, *ops)
+        # A map put where there was none must not take the place of one that somebody has put there meanwhile.
+        ops += [_test("/metadata/annotations", None), {"op": "add", "path": "/metadata/annotations", "value": marks}]
+    return _patch(claim_target(claim), claim.reference, *ops)
 
 
 def mark_claim_bound(claim: Claim, volume: Volume) -> Write:
-    """Phase Bound on the claim's status, with the volume's modes verbatim and its capacity."""
-    return _patch_claim(
-        claim,
+    """Phase Bound on the status of a claim that names the volume, with the volume's modes verbatim and its capacity."""
+    return _patch(
+        claim_target(claim),
+        claim.reference,
+        _test("/metadata/uid", claim.uid),
+        _test("/spec/volumeName", volume.name),
+        _test("/status/phase", claim.phase or None),
         {"op": "add", "path": "/status/phase", "value": claims.BOUND},
         {"op": "add", "path": "/status/accessModes", "value": list(volume.access_modes)},
         {"op": "add", "path": "/status/capacity", "value": {"storage": volume.capacity_text}},
@@ -137,8 +157,13 @@ def mark_claim_bound(claim: Claim, volume: Volume) -> Write:
 
 
 def give_back_to_scheduler(claim: Claim) -> Write:
-    """Remove the selected node: the agreed signal for "not there, choose again"."""
-    return _patch_claim(claim, {"op": "remove", "path": _annotation(claims.SELECTED_NODE)})
+    """Remove the selected node that had no room: the agreed signal for "not there, choose again"."""
+    return _patch(
+        claim_target(claim),
+        claim.reference,
+        _at_version(claim.resource_version),
+        {"op": "remove", "path": _annotation(claims.SELECTED_NODE)},
+    )
 
 
 def delete_volume(volume: Volume) -> Write:
@@ -154,7 +179,12 @@ def delete_volume(volume: Volume) -> Write:
 def remove_finalizer(volume: Volume) -> Write:
     """Take our finalizer off: the object may go."""
     position = volume.finalizers.index(volumes.FINALIZER)
-    return _patch_volume(volume, {"op": "remove", "path": f"/metadata/finalizers/{position}"})
+    return _patch(
+        volume_target(volume),
+        volume.reference,
+        _at_version(volume.resource_version),
+        {"op": "remove", "path": f"/metadata/finalizers/{position}"},
+    )
 
 
 def claim_named(claim: ClaimRef) -> Target:
@@ -162,30 +192,17 @@ def claim_named(claim: ClaimRef) -> Target:
     return Target(kind=Claim, key=claim.key, path=claim_path(claim.namespace, claim.name))
 
 
-def _patch_claim(claim: Claim, *ops: Mapping[str, Any], subresource: str = "") -> Write:
-    target = claim_target(claim)
-    return Write(
-        verb=Verb.PATCH,
-        target=target,
-        path=target.path + subresource,
-        ops=(_at_version(claim.resource_version), *ops),
-        blame=claim.reference,
-    )
-
-
-def _patch_volume(volume: Volume, *ops: Mapping[str, Any], subresource: str = "") -> Write:
-    target = volume_target(volume)
-    return Write(
-        verb=Verb.PATCH,
-        target=target,
-        path=target.path + subresource,
-        ops=(_at_version(volume.resource_version), *ops),
-        blame=volume.reference,
-    )
+def _patch(target: Target, blame: Reference, *ops: Mapping[str, Any], subresource: str = "") -> Write:
+    return Write(verb=Verb.PATCH, target=target, path=target.path + subresource, ops=ops, blame=blame)
 
 
 def _at_version(version: str) -> Mapping[str, Any]:
     return {"op": "test", "path": "/metadata/resourceVersion", "value": version}
+
+
+def _test(path: str, value: str | None) -> Mapping[str, Any]:
+    """The patch is refused unless the field has this value; None: unless it is absent."""
+    return {"op": "test", "path": path, "value": value}
 
 
 def _annotation(key: str) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moorage_csi.contract import TOPOLOGY_KEY
 from moorage_operator.act.performer import Outcome, Performer
@@ -28,17 +27,22 @@ from moorage_operator.errors import (
 from moorage_operator.ledger import Ledger, Record
 from moorage_operator.loop import Reconciler
 from moorage_operator.model.claim import Claim
-from moorage_operator.model.ids import Key
 from moorage_operator.model.node import Node, NodeDrivers
 from moorage_operator.model.provisioning import Created, CreateRequest
-from moorage_operator.model.reference import Reference
 from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import Volume
 from moorage_operator.notes import Rooms
 from tests.unit.operator.objects import class_body, csinode_body, node_body
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
+
+    from moorage_operator.model.ids import Key
+    from moorage_operator.model.reference import Reference
+
 Body = dict[str, Any]
 NODES = ("n1", "n2")
+Answer = TypeVar("Answer")
 
 
 class Point:
@@ -208,6 +212,7 @@ class Life:
         self.ready: set[Key] = set()
         self.waiting: set[Key] = set()
         self.running: dict[Key, Any] = {}
+        self.begun: set[str] = set()
         self.cursor = len(cluster.api.log)
         performer = Performer(
             ledger=self.ledger,
@@ -241,6 +246,7 @@ class Life:
         return await self._call("delete", path, lambda: self.cluster.api.delete(path, uid=uid))
 
     async def create_volume(self, node: str, request: CreateRequest) -> Created:
+        self.begun.add(request.name.removeprefix("pvc-"))
         await Point()
         self._connect(node)
         answer = self.cluster.nodes.create(node, request)
@@ -267,7 +273,7 @@ class Life:
         if self.cluster.nodes.mood[node] == "down":
             raise DriverUnreachableError(f"{node} is down", node=node)
 
-    async def _call(self, what: str, path: str, effect: Callable[[], Any]) -> Any:
+    async def _call(self, what: str, path: str, effect: Callable[[], Answer]) -> Answer:
         await Point()
         answer = effect()
         if what != "get":
