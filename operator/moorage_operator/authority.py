@@ -39,7 +39,15 @@ BACKDATE: Final = timedelta(minutes=5)
 MAX_AUTHORITIES: Final = 4
 """More in one ``ca.crt`` come from damage, not from us."""
 
-UNREADABLE: Final = (ValueError, TypeError, LookupError, UnsupportedAlgorithm, x509.DuplicateExtension)
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    LookupError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 """What damaged or foreign certificates and keys make the library raise."""
 
 CA_CRT: Final = "ca.crt"
