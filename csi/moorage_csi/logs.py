@@ -94,7 +94,7 @@ class Formatter(logging.Formatter):
         if scope is not None:
             more.setdefault("request", scope.request)
         head: dict[str, object] = {
-            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname.lower(),
             "logger": record.name,
         }
@@ -115,7 +115,7 @@ def _as_json(head: Mapping[str, object], message: str, more: Mapping[str, object
 
 
 def _as_text(head: Mapping[str, object], message: str, more: Mapping[str, object], trace: str | None) -> str:
-    parts = [str(value) for value in head.values()]
+    parts = [str(head["time"]), f"{str(head['level']).upper():7}", str(head["logger"])]
     parts.append(message if message.isprintable() else json.dumps(message)[1:-1])
     parts.extend(f"{key}={_value(value)}" for key, value in more.items())
     line = " ".join(parts)

@@ -197,6 +197,7 @@ class Operator:
             self._metrics.records.labels(kind).set_function(lambda kind=kind: ledger.counts()[kind])  # type: ignore[misc]
         self._health.condition("watch", lambda: self._watch.missing)
         self._health.condition("lease", lambda: self._lease.problem)
+        self._health.condition("certificates", lambda: self._certificates.problem if self._lease.is_leader else None)
 
     async def _close(self) -> None:
         await self._driver.close()

@@ -229,7 +229,7 @@ class Performer:
         try:
             await self._send(write)
         except (ConflictError, AlreadyExistsError, NotFoundError) as error:
-            logger.info("Write came too late path=%s error=%s", write.path, error)
+            logger.debug("Write came too late path=%s error=%s", write.path, error)
             return await self._read(Refresh(target=write.target)) or CONFLICT
         except (ForbiddenError, InvalidError) as error:
             logger.warning("Write was refused path=%s error=%s", write.path, error)

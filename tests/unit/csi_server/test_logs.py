@@ -19,7 +19,7 @@ def line(style: str, message: str, *, exc: bool = False, **extra: object) -> str
 
 def test_a_text_line_ends_with_its_fields_quoted_where_needed() -> None:
     said = line("text", "answered", method="Probe", path="/a/b", reason='a "b"\nc', empty="")
-    assert said.endswith(' warning moorage_csi.test answered method=Probe path=/a/b reason="a \\"b\\"\\nc" empty=""\n')
+    assert said.endswith(' WARNING moorage_csi.test answered method=Probe path=/a/b reason="a \\"b\\"\\nc" empty=""\n')
     assert said.count("\n") == 1
 
 
