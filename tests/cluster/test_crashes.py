@@ -64,7 +64,7 @@ def test_a_node_plugin_that_is_down_is_the_reason_given_and_its_return_binds_wit
     try:
         kube.until("the node plugin ended", lambda: not kube.product_processes("moorage-csi"))
         kube.apply(claim("waiting", class_name="moorage-immediate"))
-        kube.message("waiting", saying="node plugin")
+        kube.message("waiting", saying="node plugin", seconds=90)
         time.sleep(8)
         said = [event for event in kube.events("waiting") if event["source"]["component"] == "moorage-operator"]
         assert {event.get("count", 1) for event in said} == {1}
