@@ -47,7 +47,9 @@ def connect(nodes: Sequence[VirtualNode]) -> int:
         _ip(
             node,
             "link set lo up",
-            "link add cni0 type bridge",
+            # With an address of its own, else the bridge takes its ports' lowest: it would change as pods come and go,
+            # and every other pod would be cut off from the node until it has noticed.
+            f"link add cni0 address 0a:58:0a:f4:{node.number - 1:02x}:01 type bridge",
             f"address add {node.pod_gateway}/24 dev cni0",
             "link set cni0 up",
         )
