@@ -55,12 +55,16 @@ class _Table(Generic[_Name, _Record]):
         self._assumed: set[Uid] = set()
         self._gone: dict[Uid, None] = {}
 
-    def accepts(self, name: _Name, uid: Uid, version: str, *, assumed: bool) -> bool:
-        """Whether a record of that version is at least as new as what is known."""
+    def accepts(self, name: _Name, uid: Uid, version: str, *, assumed: bool, listed: bool = False) -> bool:
+        """Whether a record of that version is at least as new as what is known.
+
+        A list overrules what the watch has told, but not an answer to a write of ours: the list may have been
+        made before that write and be delivered after it.
+        """
         if uid in self._gone:
             return not assumed
         known = self.by_name.get(name)
-        if known is None or not version:
+        if known is None or not version or (listed and known.uid not in self._assumed):
             return True
         old = self._versions[known.uid]
         if version.isdecimal() and old.isdecimal():
@@ -168,8 +172,8 @@ class Ledger:
     def apply(self, record: Record, *, assumed: bool = False, listed: bool = False) -> Keys:
         """Take in a record from the watch, or (``assumed``) from an answer of the API server to ourselves.
 
-        A record from a list (``listed``) is taken even if its version is lower than the known one: that is
-        how it looks when the API server's store was restored from a backup.
+        A record from a list (``listed``) is taken even if its version is lower than that of one from the watch:
+        that is how it looks when the API server's store was restored from a backup.
         """
         match record:
             case Claim():
@@ -216,7 +220,8 @@ class Ledger:
         return tables[kind]
 
     def _apply_claim(self, claim: Claim, *, assumed: bool, listed: bool) -> Keys:
-        if not listed and not self._claims.accepts(claim.key, claim.uid, claim.resource_version, assumed=assumed):
+        version = claim.resource_version
+        if not self._claims.accepts(claim.key, claim.uid, version, assumed=assumed, listed=listed):
             return NOBODY
         old = self._claims.put(claim.key, claim, claim.resource_version, assumed=assumed)
         if old == claim:
@@ -237,7 +242,8 @@ class Ledger:
         return frozenset(concerned)
 
     def _apply_volume(self, volume: Volume, *, assumed: bool, listed: bool) -> Keys:
-        if not listed and not self._volumes.accepts(volume.name, volume.uid, volume.resource_version, assumed=assumed):
+        version = volume.resource_version
+        if not self._volumes.accepts(volume.name, volume.uid, version, assumed=assumed, listed=listed):
             return NOBODY
         old = self._volumes.put(volume.name, volume, volume.resource_version, assumed=assumed)
         if old == volume:

@@ -114,3 +114,13 @@ def test_indexes_leave_nothing_behind(ledger: Ledger) -> None:
         ledger.forget(Volume, Uid(f"q{number}"))
     assert not any((ledger._unbound, ledger._of_claim, ledger._free))
     assert dict(ledger.counts()) == dict.fromkeys(("claim", "volume", "class", "node", "attempt"), 0)
+
+
+def test_a_list_that_began_before_our_write_does_not_undo_its_answer() -> None:
+    ledger = Ledger()
+    ledger.apply(Claim.from_api(claim_body(version=7, phase="Bound")), assumed=True)
+    assert not ledger.apply(Claim.from_api(claim_body(version=3)), listed=True)
+    known = ledger.claim(DATA)
+    assert known is not None
+    assert known.phase == "Bound"
+    assert ledger.apply(Claim.from_api(claim_body(version=8)), listed=True) == {DATA}
