@@ -20,6 +20,15 @@ CLUSTER_SECONDS = 300
 """A cluster test's time, which for the first one includes the start of the cluster and maybe the image's build."""
 USERS = {"moorage-operator": "system:masters", "somebody": "system:masters"}
 """Users with a token of their own, so that the audit log tells whose writes are whose."""
+POOLS = (
+    "pools[0].name=default",
+    "pools[0].path=/var/lib/moorage/default",
+    "pools[0].reserve=5%",
+    "pools[1].name=shared",
+    "pools[1].path=/var/lib/moorage/shared",
+    "pools[1].shared=true",
+)
+"""The chart's own pool and one that is declared shared, as the examples for several nodes ask for."""
 
 # A change is judged by the same examples each time; every other run looks for new ones and prints how to repeat them.
 hypothesis.settings.register_profile("ci", derandomize=True)
@@ -67,7 +76,7 @@ def cluster(bare_machine: None, request: pytest.FixtureRequest) -> Iterator[Clus
     image = product_image.build(progress=Silent())
     with Cluster(f"pytest-{os.getpid()}", users=USERS) as started:
         started.load_images(image.archive)
-        product.install(started.kubeconfig, image=image.name)
+        product.install(started.kubeconfig, image=image.name, values=POOLS)
         yield started
         if request.session.testsfailed:
             kept = ROOT / "build" / "cluster-logs"
