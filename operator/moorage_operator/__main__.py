@@ -17,7 +17,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -174,22 +174,20 @@ class Operator:
         return self._start("watch", lambda: kopf.run_tasks(tasks, ignored=before), stop, failures)
 
     def _start(
-        self, name: str, part: Callable[[], Awaitable[None]], stop: asyncio.Event, failures: list[str]
+        self, name: str, part: Callable[[], Coroutine[Any, Any, None]], stop: asyncio.Event, failures: list[str]
     ) -> asyncio.Task[None]:
         """Run a part that should never end by itself: if it does, so does the program."""
 
-        async def run() -> None:
-            try:
-                await part()
-            except Exception:
-                logger.exception("Part has failed part=%s", name)
-                raise
-            finally:
-                if not stop.is_set():
-                    failures.append(f"{name} has ended")
-                    stop.set()
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("Part has failed part=%s", name, exc_info=error)
+            if not stop.is_set():
+                failures.append(f"{name} has ended")
+                stop.set()
 
-        return asyncio.create_task(run(), name=name)
+        task = asyncio.create_task(part(), name=name)
+        task.add_done_callback(ended)
+        return task
 
     def _observe(self, ledger: Ledger, queue: WorkQueue) -> None:
         self._metrics.watch_queue(lambda: len(queue))

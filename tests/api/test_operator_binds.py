@@ -28,12 +28,6 @@ WRITES_OF_ONE_CLAIM = {
 
 
 @pytest.fixture
-def world(api_server: ControlPlane, tmp_path: Path) -> Iterator[World]:
-    with World(api_server, tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
 def wide_world(api_server: ControlPlane, tmp_path: Path) -> Iterator[World]:
     with World(api_server, tmp_path, nodes=3) as world:
         yield world

@@ -22,12 +22,6 @@ Fault = tuple[grpc.StatusCode, str]
 
 
 @pytest.fixture
-def world(api_server: ControlPlane, tmp_path: Path) -> Iterator[World]:
-    with World(api_server, tmp_path) as world:
-        yield world
-
-
-@pytest.fixture
 def wide_world(api_server: ControlPlane, tmp_path: Path) -> Iterator[World]:
     with World(api_server, tmp_path, nodes=2) as world:
         yield world

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WRITES = frozenset({"create", "update", "patch", "delete", "deletecollection"})
-OBJECTS = frozenset({"persistentvolumes", "persistentvolumeclaims"})
 
 
 @dataclass(frozen=True, slots=True)

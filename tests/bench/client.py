@@ -13,7 +13,6 @@ import aiohttp
 import orjson
 import yaml
 
-JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 
 

@@ -4,14 +4,15 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from moorage_csi.host import loops
+from moorage_csi.host import loops, mounts
 from moorage_csi.host.mountinfo import parse_mountinfo
 from tests.kernel.machine import children, tool
+from tests.kernel.rpc_driver import Driver, mounted_below, running
 
 _PACKAGES = Path(__file__).parents[2] / "csi"
 
@@ -22,13 +23,13 @@ def area(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts and loop devices are made")
     yield tmp_path
-    mounts = _mounts_below(tmp_path)
+    left = _mounts_below(tmp_path)
     devices = _loops_below(tmp_path)
-    for target in reversed(mounts):
+    for target in reversed(left):
         tool("umount", "-l", target)
     for number in devices:
         loops.detach(number)
-    assert not mounts, f"the test left mounts: {mounts}"
+    assert not left, f"the test left mounts: {left}"
     assert not devices, f"the test left loop devices: {devices}"
     assert not children(), f"the test left child processes: {children()}"
 
@@ -71,3 +72,14 @@ def in_namespace() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture
+async def driver(area: Path) -> AsyncIterator[Driver]:
+    """The driver with one pool in the directory; what a test has published is unpublished."""
+    async with running(area) as one:
+        try:
+            yield one
+        finally:
+            for target in reversed(mounted_below(area)):
+                mounts.unmount(target)

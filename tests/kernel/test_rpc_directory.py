@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -13,16 +12,6 @@ from moorage_csi.volumes.pool import PoolSettings
 from tests.kernel.rpc_driver import DIRECTORY, Driver, Modes, capability, mounted_below, refused, running
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-async def driver(area: Path) -> AsyncIterator[Driver]:
-    async with running(area) as one:
-        try:
-            yield one
-        finally:
-            for target in reversed(mounted_below(area)):
-                mounts.unmount(target)
 
 
 async def test_a_volume_is_made_written_read_by_a_second_pod_and_gone(driver: Driver) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -23,16 +22,6 @@ from tests.kernel.rpc_driver import (
 )
 
 pytestmark = pytest.mark.kernel
-
-
-@pytest.fixture
-async def driver(area: Path) -> AsyncIterator[Driver]:
-    async with running(area) as one:
-        try:
-            yield one
-        finally:
-            for target in reversed(mounted_below(area)):
-                mounts.unmount(target)
 
 
 async def test_a_volume_is_made_written_read_by_a_second_pod_and_gone(driver: Driver) -> None:

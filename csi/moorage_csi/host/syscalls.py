@@ -20,7 +20,6 @@ from typing import Any, Final
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
-AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
 AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_RECURSIVE: Final = 0x8000

@@ -19,7 +19,6 @@ FAILED: Final = "ProvisioningFailed"
 WAITING: Final = "WaitingForNode"
 GOING_ON: Final = "Provisioning"
 DELETE_FAILED: Final = "VolumeFailedDelete"
-KEPT: Final = "VolumeKept"
 
 _FIGURES: Final = re.compile(r"\b[0-9]+(?:\.[0-9]+)?")
 

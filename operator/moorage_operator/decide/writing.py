@@ -115,7 +115,7 @@ def mark_volume_bound(volume: Volume) -> Write:
         volume.reference,
         _test("/metadata/uid", volume.uid),
         _test("/spec/claimRef/uid", volume.claim.uid if volume.claim else None),
-        _test("/status/phase", volume.phase or None),
+        _test("/status/phase", volume.phase),
         {"op": "add", "path": "/status/phase", "value": volumes.BOUND},
         subresource="/status",
     )
@@ -148,7 +148,7 @@ def mark_claim_bound(claim: Claim, volume: Volume) -> Write:
         claim.reference,
         _test("/metadata/uid", claim.uid),
         _test("/spec/volumeName", volume.name),
-        _test("/status/phase", claim.phase or None),
+        _test("/status/phase", claim.phase),
         {"op": "add", "path": "/status/phase", "value": claims.BOUND},
         {"op": "add", "path": "/status/accessModes", "value": list(volume.access_modes)},
         {"op": "add", "path": "/status/capacity", "value": {"storage": volume.capacity_text}},
@@ -161,7 +161,7 @@ def give_back_to_scheduler(claim: Claim) -> Write:
     return _patch(
         claim_target(claim),
         claim.reference,
-        _at_version(claim.resource_version),
+        _test("/metadata/resourceVersion", claim.resource_version),
         {"op": "remove", "path": _annotation(claims.SELECTED_NODE)},
     )
 
@@ -182,7 +182,7 @@ def remove_finalizer(volume: Volume) -> Write:
     return _patch(
         volume_target(volume),
         volume.reference,
-        _at_version(volume.resource_version),
+        _test("/metadata/resourceVersion", volume.resource_version),
         {"op": "remove", "path": f"/metadata/finalizers/{position}"},
     )
 
@@ -194,10 +194,6 @@ def claim_named(claim: ClaimRef) -> Target:
 
 def _patch(target: Target, blame: Reference, *ops: Mapping[str, Any], subresource: str = "") -> Write:
     return Write(verb=Verb.PATCH, target=target, path=target.path + subresource, ops=ops, blame=blame)
-
-
-def _at_version(version: str) -> Mapping[str, Any]:
-    return {"op": "test", "path": "/metadata/resourceVersion", "value": version}
 
 
 def _test(path: str, value: str | None) -> Mapping[str, Any]:

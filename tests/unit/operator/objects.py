@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from moorage_csi.contract import DRIVER_NAME, TOPOLOGY_KEY
+from moorage_operator.decide.plan import Emit, Plan
+from moorage_operator.ledger import Ledger
+from moorage_operator.model.claim import Claim
+from moorage_operator.model.node import Node, NodeDrivers
+from moorage_operator.model.storage_class import Class
+from moorage_operator.model.volume import Volume
 
 FINALIZER = "external-provisioner.volume.kubernetes.io/finalizer"
 
@@ -94,3 +100,27 @@ def csinode_body(name: str, *drivers: str) -> dict[str, Any]:
         "metadata": {"name": name, "uid": f"csinode-{name}", "resourceVersion": "1"},
         "spec": {"drivers": [{"name": driver, "nodeID": name} for driver in drivers or (DRIVER_NAME,)]},
     }
+
+
+def known(*records: Any, nodes: tuple[str, ...] = ("n1",), **cls: Any) -> Ledger:
+    ledger = Ledger()
+    ledger.apply(Class.from_api(class_body(**cls)))
+    for name in nodes:
+        ledger.apply(Node.from_api(node_body(name)))
+        ledger.apply(NodeDrivers.from_api(csinode_body(name)))
+    for record in records:
+        ledger.apply(record)
+    return ledger
+
+
+def claim(**fields: Any) -> Claim:
+    return Claim.from_api(claim_body(**fields))
+
+
+def volume(**fields: Any) -> Volume:
+    return Volume.from_api(volume_body(**fields))
+
+
+def sentence(plan: Plan) -> Emit:
+    (emit,) = [step for step in plan if isinstance(step, Emit)]
+    return emit

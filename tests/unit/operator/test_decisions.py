@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from moorage_csi.contract import DRIVER_NAME
 from moorage_operator.decide import answers, placing, provisioning
 from moorage_operator.decide.abandoning import decide_orphan
 from moorage_operator.decide.claims import decide_claim
 from moorage_operator.decide.plan import (
     NOTHING,
-    ConfirmReleased,
     ConfirmUnowned,
     CreateVolume,
     DeleteVolume,
@@ -21,7 +18,6 @@ from moorage_operator.decide.plan import (
     ForgetAttempt,
     MeasureRoom,
     Plan,
-    Reach,
     Remember,
     Requeue,
     Settled,
@@ -29,7 +25,6 @@ from moorage_operator.decide.plan import (
     Verb,
     Write,
 )
-from moorage_operator.decide.volumes import decide_volume, may_destroy
 from moorage_operator.errors import (
     DriverExhaustedError,
     DriverFinalError,
@@ -37,41 +32,30 @@ from moorage_operator.errors import (
     DriverRunningError,
     DriverUnreachableError,
 )
-from moorage_operator.ledger import Ledger
 from moorage_operator.model.attempt import Attempt, Progress
-from moorage_operator.model.claim import Claim
-from moorage_operator.model.ids import Uid, claim_key, orphan_key, volume_key
+from moorage_operator.model.ids import Uid, claim_key, orphan_key
 from moorage_operator.model.node import Node, NodeDrivers
 from moorage_operator.model.provisioning import Created
 from moorage_operator.model.storage_class import Class
-from moorage_operator.model.volume import Volume
 from moorage_operator.notes import Rooms
-from tests.unit.operator.objects import claim_body, class_body, csinode_body, node_body, volume_body
+from tests.unit.operator.objects import (
+    claim,
+    class_body,
+    csinode_body,
+    known,
+    node_body,
+    sentence,
+    volume,
+)
+
+if TYPE_CHECKING:
+    from moorage_operator.ledger import Ledger
+    from moorage_operator.model.volume import Volume
 
 DATA = claim_key("ns", "data")
-PV = volume_key("pvc-u1")
 NOW = 1000.0
 MARKS = {"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"}
 SELECTED = {"volume.kubernetes.io/selected-node": "n1"}
-
-
-def known(*records: Any, nodes: tuple[str, ...] = ("n1",), **cls: Any) -> Ledger:
-    ledger = Ledger()
-    ledger.apply(Class.from_api(class_body(**cls)))
-    for name in nodes:
-        ledger.apply(Node.from_api(node_body(name)))
-        ledger.apply(NodeDrivers.from_api(csinode_body(name)))
-    for record in records:
-        ledger.apply(record)
-    return ledger
-
-
-def claim(**fields: Any) -> Claim:
-    return Claim.from_api(claim_body(**fields))
-
-
-def volume(**fields: Any) -> Volume:
-    return Volume.from_api(volume_body(**fields))
 
 
 def attempt(progress: Progress = Progress.RUNNING, **fields: Any) -> Attempt:
@@ -89,11 +73,6 @@ def attempt(progress: Progress = Progress.RUNNING, **fields: Any) -> Attempt:
 def stored(ledger: Ledger) -> Ledger:
     ledger.notes.remember(attempt(Progress.STORED))
     return ledger
-
-
-def sentence(plan: Plan) -> Emit:
-    (emit,) = [step for step in plan if isinstance(step, Emit)]
-    return emit
 
 
 # Binding.
@@ -417,95 +396,3 @@ def test_for_a_claim_that_is_gone_an_unknown_outcome_is_asked_about_until_it_is_
     assert [type(step) for step in decide_orphan(ledger, orphan, NOW)] == [ConfirmUnowned, DeleteVolume]
     ledger.notes.remember(attempt(Progress.STORED))
     assert decide_orphan(ledger, orphan, NOW) == (ForgetAttempt(uid=Uid("u1")),)
-
-
-# Destroying.
-
-RELEASED = {"phase": "Released"}
-
-
-def test_a_released_volume_is_destroyed_after_a_live_look() -> None:
-    plan = decide_volume(known(volume(**RELEASED)), PV)
-    assert [type(step) for step in plan] == [Reach, ConfirmReleased, DeleteVolume]
-    deletion = plan[-1]
-    assert isinstance(deletion, DeleteVolume)
-    assert (deletion.node, deletion.volume_id) == ("n1", "vol-pvc-u1")
-
-
-def test_then_the_object_goes_and_then_the_finalizer() -> None:
-    ledger = known(volume(**RELEASED))
-    ledger.notes.destroy(Uid("pv1"))
-    write = decide_volume(ledger, PV)[0]
-    assert isinstance(write, Write)
-    assert (write.verb, write.target.uid) == (Verb.DELETE, "pv1")
-    ledger.apply(volume(version=2, deleting=True, finalizers=("kubernetes.io/pv-protection", FINALIZER), **RELEASED))
-    (patch,) = decide_volume(ledger, PV)
-    assert isinstance(patch, Write)
-    assert patch.ops[1] == {"op": "remove", "path": "/metadata/finalizers/1"}
-
-
-FINALIZER = "external-provisioner.volume.kubernetes.io/finalizer"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"policy": "Retain", **RELEASED},
-        {"policy": "Recycle", **RELEASED},
-        {"phase": "Bound"},
-        {"phase": "Bound", "deleting": True},
-        {"phase": "Pending"},
-        {"phase": "Failed"},
-        {"phase": "Available", "claim": None},
-        {"phase": "Pending", "deleting": True},
-        {"phase": "Released", "claim": None},
-        {"phase": "Released", "claim": ("data", "")},
-        {"driver": "example.com/other", **RELEASED},
-        {"provisioned_by": "example.com/other", **RELEASED},
-        {"finalizers": ("example.com/theirs",), "deleting": True, **RELEASED},
-    ],
-)
-def test_what_is_never_destroyed(fields: dict[str, Any]) -> None:
-    kept_one = volume(**fields)
-    assert not may_destroy(kept_one, None)
-    assert not [step for step in decide_volume(known(kept_one), PV) if isinstance(step, DeleteVolume)]
-
-
-def test_nothing_is_destroyed_while_a_claim_of_that_uid_lives() -> None:
-    for living in (claim(), claim(deleting=True), claim(volumeName="another", marks=MARKS, phase="Bound")):
-        assert not may_destroy(volume(**RELEASED), living)
-        assert decide_volume(known(living, volume(**RELEASED)), PV) == NOTHING
-
-
-def test_a_new_claim_of_the_same_name_does_not_keep_the_old_volume() -> None:
-    assert decide_volume(known(claim(uid="u2"), volume(**RELEASED)), PV)
-
-
-def test_a_node_that_is_not_ready_or_gone_destroys_nothing_by_itself() -> None:
-    ledger = known(volume(phase="Bound"), claim(volumeName="pvc-u1", marks=MARKS, phase="Bound"), nodes=())
-    ledger.apply(Node.from_api(node_body("n1", ready=False)))
-    assert decide_volume(ledger, PV) == NOTHING
-    gone = known(volume(**RELEASED), nodes=())
-    assert "does not exist" in sentence(decide_volume(gone, PV)).message
-
-
-def test_a_retained_volume_lets_its_object_go_and_keeps_its_data() -> None:
-    (patch,) = decide_volume(known(volume(policy="Retain", deleting=True, **RELEASED)), PV)
-    assert isinstance(patch, Write)
-    assert patch.ops[1]["path"] == "/metadata/finalizers/0"
-    assert decide_volume(known(volume(policy="Retain", deleting=True, phase="Bound")), PV) == NOTHING
-
-
-def test_an_unclaimed_volume_goes_when_a_person_deletes_it() -> None:
-    assert may_destroy(volume(phase="Available", claim=None, deleting=True), None)
-
-
-def test_storage_that_every_node_reaches_is_destroyed_from_any() -> None:
-    plan = decide_volume(known(volume(node="", **RELEASED), nodes=("n7",)), PV)
-    assert isinstance(plan[-1], DeleteVolume)
-    assert plan[-1].node == "n7"
-
-
-def test_the_driver_is_ours() -> None:
-    assert Class.from_api(class_body()).provisioner == DRIVER_NAME
-    assert replace(volume(), driver=DRIVER_NAME).ours

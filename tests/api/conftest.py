@@ -1,0 +1,16 @@
+"""What the tests of the operator share: its world on a real API server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.api.operator_world import World
+from tests.harness.controlplane import ControlPlane
+
+
+@pytest.fixture
+def world(api_server: ControlPlane, tmp_path: Path) -> Iterator[World]:
+    """One node and no operator yet, without the in-tree controllers."""
+    with World(api_server, tmp_path) as world:
+        yield world
