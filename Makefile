@@ -2,12 +2,13 @@
 # CLUSTER=embedded (default), kind or current; IMAGE=name:tag of a pushed image, for CLUSTER=current.
 export CLUSTER ?= embedded
 export IMAGE ?=
+VECTORS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 HARNESS := $(BIN)/python -m tests.harness
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test unit check update stubs manifests locks sanity bench image clean
+.PHONY: help setup demo down test unit check update stubs manifests locks vectors sanity bench image clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -42,6 +43,9 @@ locks: setup
 	$(LOCK) --extra dev -o requirements/dev.txt pyproject.toml
 	$(LOCK) --extra operator --extra csi -o requirements/image.txt pyproject.toml
 	$(LOCK) -o requirements/build.txt requirements/build.in
+
+vectors: setup ## our decisions against the recorded binder; VECTORS=FILE for other records
+	@$(BIN)/python -m tests.vectors $(VECTORS)
 
 sanity: setup ## csi-sanity against each backend
 	@$(HARNESS) test sanity

@@ -1,5 +1,6 @@
-"""What every suite shares: markers by folder, an API server with etcd, a whole cluster with Moorage installed."""
+"""What every suite shares: markers by folder, an API server with etcd, whole clusters with Moorage installed."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -61,6 +62,13 @@ def api_server_with_controllers() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="session")
+def api_server_without_binder() -> Iterator[ControlPlane]:
+    """The same without the persistent-volume binder, whose place the operator takes."""
+    with ControlPlane(f"pytest-{os.getpid()}-instead", controllers=True, binder=False, users=USERS) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
 def bare_machine() -> None:
     """Skips where no virtual node can run, naming what is missing."""
     if os.geteuid() != 0:
@@ -73,12 +81,25 @@ def bare_machine() -> None:
 @pytest.fixture(scope="session")
 def cluster(bare_machine: None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A whole Kubernetes with one node and the chart installed; a failed run leaves its logs in build/."""
+    with _installed(request, mode="beside") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def cluster_without_binder(bare_machine: None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The same without the in-tree persistent-volume binder, and Moorage in its place."""
+    with _installed(request, mode="instead") as started:
+        yield started
+
+
+@contextlib.contextmanager
+def _installed(request: pytest.FixtureRequest, *, mode: str) -> Iterator[Cluster]:
     image = product_image.build(progress=Silent())
-    with Cluster(f"pytest-{os.getpid()}", users=USERS) as started:
+    with Cluster(f"pytest-{os.getpid()}-{mode}", binder=mode == "beside", users=USERS) as started:
         started.load_images(image.archive)
-        product.install(started.kubeconfig, image=image.name, values=POOLS)
+        product.install(started.kubeconfig, image=image.name, values=(*POOLS, f"binder.mode={mode}"))
         yield started
         if request.session.testsfailed:
-            kept = ROOT / "build" / "cluster-logs"
+            kept = ROOT / "build" / "cluster-logs" / mode
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(started.node_dir() / "log", kept, ignore_dangling_symlinks=True)

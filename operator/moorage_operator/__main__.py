@@ -35,13 +35,17 @@ from moorage_operator.act.nodes import Nodes
 from moorage_operator.act.performer import Performer
 from moorage_operator.act.recorder import Recorder
 from moorage_operator.certificates import Certificates
+from moorage_operator.decide.reasons import WaitsFor
 from moorage_operator.errors import OperatorError, SettingsError
+from moorage_operator.explanations import Explanations
 from moorage_operator.health import Health
 from moorage_operator.lease import Lease, Terms
 from moorage_operator.ledger import Ledger
 from moorage_operator.loop import Loop, Reconciler
 from moorage_operator.metrics import Metrics
+from moorage_operator.model.rules import Rules
 from moorage_operator.settings import DEFAULT_NAMESPACE, Settings, read
+from moorage_operator.unled import Unled
 from moorage_operator.watch import Watch
 from moorage_operator.workqueue import WorkQueue
 
@@ -75,14 +79,7 @@ class Operator:
         # Renewing the Lease and telling people must not wait behind a burst of writes.
         self._side_api = Api(connection, limiter=Limiter(qps=50, burst=100), metrics=self._metrics)
         self._recorder = Recorder(self._side_api, metrics=self._metrics, instance=socket.gethostname())
-        self._lease = Lease(
-            self._side_api,
-            namespace=namespace,
-            name=LEASE,
-            identity=f"{socket.gethostname()}_{secrets.token_hex(8)}",
-            metrics=self._metrics,
-            terms=Terms(duration=settings.lease_duration, renew=settings.lease_renew, retry=settings.lease_retry),
-        )
+        self._lease = self._elect(namespace) if settings.leader_election else Unled(metrics=self._metrics)
         self._certificates = Certificates(self._side_api, namespace=namespace, recorder=self._recorder)
         self._driver = Driver(
             nodes=Nodes(self._side_api, namespace=namespace, selector=settings.node_selector, port=settings.node_port),
@@ -90,7 +87,7 @@ class Operator:
             timeout=settings.csi_timeout,
             metrics=self._metrics,
         )
-        ledger = Ledger()
+        ledger = Ledger(Rules(instead=settings.binder_mode == "instead"))
         queue = WorkQueue()
         self._watch = Watch(ledger=ledger, queue=queue, lists=self._api)
         performer = Performer(
@@ -146,6 +143,19 @@ class Operator:
         if failures:
             raise OperatorError("; ".join(failures))
 
+    def _elect(self, namespace: str) -> Lease:
+        terms = Terms(
+            duration=self._settings.lease_duration, renew=self._settings.lease_renew, retry=self._settings.lease_retry
+        )
+        return Lease(
+            self._side_api,
+            namespace=namespace,
+            name=LEASE,
+            identity=f"{socket.gethostname()}_{secrets.token_hex(8)}",
+            metrics=self._metrics,
+            terms=terms,
+        )
+
     async def _work(self) -> None:
         await self._watch.wait_synced()
         await self._loop.run()
@@ -193,6 +203,10 @@ class Operator:
         self._metrics.watch_queue(lambda: len(queue))
         for kind in ledger.counts():
             self._metrics.records.labels(kind).set_function(lambda kind=kind: ledger.counts()[kind])  # type: ignore[misc]
+        for waits_for in WaitsFor:
+            waiting = self._metrics.claims_waiting.labels(waits_for.value)
+            waiting.set_function(lambda waits_for=waits_for: ledger.notes.waiting_for(waits_for))  # type: ignore[misc]
+        self._health.serve(Explanations(ledger))
         self._health.condition("watch", lambda: self._watch.missing)
         self._health.condition("lease", lambda: self._lease.problem)
         self._health.condition("certificates", lambda: self._certificates.problem if self._lease.is_leader else None)

@@ -25,6 +25,14 @@ class MalformedObjectError(OperatorError, ValueError):
     """An object from the API server that lacks what every such object has."""
 
 
+class DecisionError(OperatorError):
+    """An object from which nothing can be decided, although it could be read; the message says what is wrong with it."""
+
+
+class PluginError(OperatorError):
+    """A plugin inside this process failed; the message says with what."""
+
+
 class ApiError(OperatorError):
     """The API server refused, or could not be asked.
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -41,6 +41,14 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)  # noqa: S104 (an empty host asks for every address)
 
 
+class Pages(Protocol):
+    """Pages that somebody else answers."""
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        """Add them."""
+        ...
+
+
 class Health:
     """The server of the three paths; a running event loop is needed to start it.
 
@@ -62,6 +70,7 @@ class Health:
         self._stale_after = stale_after
         self._hearts: dict[str, float] = {}
         self._conditions: dict[str, Callable[[], str | None]] = {}
+        self._pages: list[Pages] = []
         self._runner: web.AppRunner | None = None
         self._ticker: asyncio.Task[None] | None = None
 
@@ -77,6 +86,10 @@ class Health:
     def condition(self, name: str, check: Callable[[], str | None]) -> None:
         """Make readiness depend on ``check``: None is fine, a sentence is why not."""
         self._conditions[name] = check
+
+    def serve(self, pages: Pages) -> None:
+        """Serve more pages beside the three; before ``start``."""
+        self._pages.append(pages)
 
     def stopped(self) -> list[str]:
         """Which hearts have stopped, each as a sentence; empty when all beat."""
@@ -106,6 +119,8 @@ class Health:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
+        for pages in self._pages:
+            pages.add_to(app.router)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         try:

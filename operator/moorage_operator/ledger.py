@@ -19,13 +19,17 @@ from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from moorage_operator.model.claim import Claim
-from moorage_operator.model.ids import Key, Uid, orphan_key
+from moorage_operator.model.ids import Key, Uid, claim_key, orphan_key, volume_key
 from moorage_operator.model.node import Node, NodeDrivers
+from moorage_operator.model.pod import Pod
+from moorage_operator.model.rules import Rules
 from moorage_operator.model.storage_class import Class
-from moorage_operator.model.volume import AVAILABLE, Volume
+from moorage_operator.model.volume import RELEASED, Volume
 from moorage_operator.notes import Notes
+from moorage_operator.stock import Standing, Stock, standing
+from moorage_operator.waiting import Waiting
 
-Record = Claim | Volume | Class | Node | NodeDrivers
+Record = Claim | Volume | Class | Node | NodeDrivers | Pod
 Keys = frozenset[Key]
 
 NOBODY: Final[Keys] = frozenset()
@@ -82,6 +86,10 @@ class _Table(Generic[_Name, _Record]):
         (self._assumed.add if assumed else self._assumed.discard)(record.uid)
         return old
 
+    def is_gone(self, uid: Uid) -> bool:
+        """Whether an object of that uid was let go of lately."""
+        return uid in self._gone
+
     def drop(self, uid: Uid) -> _Record | None:
         """Let go of an object; returns its last record, None when it was not known."""
         self._gone[uid] = None
@@ -94,18 +102,27 @@ class _Table(Generic[_Name, _Record]):
 
 
 class Ledger:
-    """Records by name and uid, their indexes, and the notes beside them."""
+    """Records by name and uid, their indexes, and the notes beside them.
 
-    def __init__(self) -> None:
+    Args:
+        rules: how the cluster is set up.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules: Final = rules or Rules()
         self.notes: Final = Notes()
+        self.stock: Final = Stock()
         self._claims: _Table[Key, Claim] = _Table()
         self._volumes: _Table[str, Volume] = _Table()
         self._classes: _Table[str, Class] = _Table()
         self._nodes: _Table[str, Node] = _Table()
         self._drivers: _Table[str, NodeDrivers] = _Table()
+        self._pods: _Table[tuple[str, str], Pod] = _Table()
         self._unbound: defaultdict[str, set[Key]] = defaultdict(set)
         self._of_claim: defaultdict[Key, set[str]] = defaultdict(set)
-        self._free: defaultdict[str, set[str]] = defaultdict(set)
+        self._naming: defaultdict[str, set[Key]] = defaultdict(set)
+        self._users: defaultdict[Key, set[tuple[str, str]]] = defaultdict(set)
+        self._waiting = Waiting()
 
     def claim(self, key: Key) -> Claim | None:
         """The claim of that namespace and name."""
@@ -123,6 +140,15 @@ class Ledger:
     def storage_class(self, name: str) -> Class | None:
         """The class of that name."""
         return self._classes.by_name.get(name)
+
+    def default_classes(self) -> tuple[Class, ...]:
+        """The classes marked as default, the one that counts first: the newest, then the first by name."""
+        marked = (cls for cls in self._classes.by_name.values() if cls.default)
+        return tuple(sorted(marked, key=lambda cls: (-cls.created, cls.name)))
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes, sorted."""
+        return tuple(sorted(self._classes.by_name))
 
     def node(self, name: str) -> Node | None:
         """The node of that name."""
@@ -143,13 +169,18 @@ class Ledger:
         """The volumes whose claimRef names the claim, by whatever uid."""
         return tuple(self._volumes.by_name[name] for name in self._of_claim.get(claim, ()))
 
-    def free_volumes(self, class_name: str) -> tuple[Volume, ...]:
-        """The Available volumes of a class that name no claim."""
-        return tuple(self._volumes.by_name[name] for name in self._free.get(class_name, ()))
+    def users(self, claim: Key) -> tuple[Pod, ...]:
+        """The pods that use a claim and have not finished, by name."""
+        pods = (self._pods.by_name[name] for name in sorted(self._users.get(claim, ())))
+        return tuple(pod for pod in pods if not pod.finished)
 
     def unbound(self, class_name: str) -> Keys:
-        """The claims of a class that are not bound."""
+        """The claims of a class that are not bound; of the empty name, those without a class."""
         return frozenset(self._unbound.get(class_name, ()))
+
+    def waiting(self) -> Keys:
+        """Every claim that is not bound."""
+        return frozenset().union(*self._unbound.values())
 
     def uids(self, kind: type[Record]) -> frozenset[Uid]:
         """The uids known of a kind: taken before a list begins, they are what the list may overrule."""
@@ -159,6 +190,10 @@ class Ledger:
         """Whether an object of that uid is known."""
         return uid in self._table(kind).names
 
+    def is_gone(self, kind: type[Record], uid: Uid) -> bool:
+        """Whether an object of that uid is known to have been deleted; its uid never comes back."""
+        return self._table(kind).is_gone(uid)
+
     def counts(self) -> Mapping[str, int]:
         """How many records there are of each kind, for the metrics."""
         return {
@@ -166,8 +201,23 @@ class Ledger:
             "volume": len(self._volumes.by_name),
             "class": len(self._classes.by_name),
             "node": len(self._nodes.by_name),
+            "pod": len(self._pods.by_name),
             "attempt": len(self.notes),
         }
+
+    def hold(self, name: str) -> None:
+        """Keep a free volume off the shelf while a write is about to reserve it."""
+        volume = self.volume(name)
+        if volume is not None:
+            self.stock.hold(volume)
+
+    def let_go(self, name: str) -> Keys:
+        """The write that was to reserve a volume has been answered; returns who is offered it if it is still free."""
+        if not self.stock.held(name):
+            return NOBODY
+        volume = self.volume(name)
+        self.stock.let_go(name, volume)
+        return NOBODY if volume is None else self._offer(volume)
 
     def apply(self, record: Record, *, assumed: bool = False, listed: bool = False) -> Keys:
         """Take in a record from the watch, or (``assumed``) from an answer of the API server to ourselves.
@@ -181,9 +231,10 @@ class Ledger:
             case Volume():
                 return self._apply_volume(record, assumed=assumed, listed=listed)
             case Class():
-                if self._classes.put(record.name, record, record.resource_version, assumed=False) == record:
-                    return NOBODY
-                return self.unbound(record.name)
+                old = self._classes.put(record.name, record, record.resource_version, assumed=False)
+                return NOBODY if old == record else self._of_class(record, old)
+            case Pod():
+                return self._apply_pod(record)
             case Node():
                 changed = self._nodes.put(record.name, record, "", assumed=False) != record
             case NodeDrivers():
@@ -200,7 +251,9 @@ class Ledger:
                 self.notes.object_gone(uid)
                 return self._concerned(volume)
             case Class() as cls:
-                return self.unbound(cls.name)
+                return self._of_class(cls)
+            case Pod() as pod:
+                return self._unindex_pod(pod)
             case Node() | NodeDrivers():
                 return self._waiting_for_nodes()
         return NOBODY
@@ -216,6 +269,7 @@ class Ledger:
             Class: self._classes,
             Node: self._nodes,
             NodeDrivers: self._drivers,
+            Pod: self._pods,
         }
         return tables[kind]
 
@@ -226,20 +280,34 @@ class Ledger:
         old = self._claims.put(claim.key, claim, claim.resource_version, assumed=assumed)
         if old == claim:
             return NOBODY
-        gone = self._claim_gone(old) if old is not None and old.uid != claim.uid else NOBODY
+        woken = {claim.key}
+        if old is None or old.uid != claim.uid or old.volume_name != claim.volume_name:
+            woken |= {volume.key for volume in self.volumes_for(claim.key)}
         if old is not None:
-            _discard(self._unbound, old.class_name or "", old.key)
-        if claim.class_name and not claim.bound:
-            self._unbound[claim.class_name].add(claim.key)
-        return gone | {claim.key}
+            woken.update(self._claim_gone(old) if old.uid != claim.uid else self._unindex_claim(old))
+        if not claim.bound:
+            self._unbound[claim.class_name or ""].add(claim.key)
+            if claim.volume_name:
+                self._naming[claim.volume_name].add(claim.key)
+            else:
+                self._waiting.put(claim)
+        return frozenset(woken)
+
+    def _unindex_claim(self, claim: Claim) -> Keys:
+        _discard(self._unbound, claim.class_name or "", claim.key)
+        _discard(self._naming, claim.volume_name, claim.key)
+        offered = self.volume(self._waiting.take(claim))
+        return NOBODY if offered is None else self._offer(offered)
 
     def _claim_gone(self, claim: Claim) -> Keys:
-        _discard(self._unbound, claim.class_name or "", claim.key)
+        offered = self._unindex_claim(claim)
         self.notes.object_gone(claim.uid)
         concerned = {claim.key, *(volume.key for volume in self.volumes_for(claim.key))}
+        if claim.volume_name:
+            concerned.add(volume_key(claim.volume_name))
         if self.notes.attempt(claim.uid) is not None:
             concerned.add(orphan_key(claim.uid))
-        return frozenset(concerned)
+        return offered | concerned
 
     def _apply_volume(self, volume: Volume, *, assumed: bool, listed: bool) -> Keys:
         version = volume.resource_version
@@ -252,32 +320,83 @@ class Ledger:
             self._unindex_volume(old)
             if old.uid != volume.uid:
                 self.notes.object_gone(old.uid)
+        self.stock.put(volume)
         if volume.claim is not None:
             self._of_claim[volume.claim.key].add(volume.name)
-        if _is_free(volume):
-            self._free[volume.class_name].add(volume.name)
-        concerned = self._concerned(volume)
-        return concerned if old is None else concerned | self._concerned(old)
+        concerned = self._concerned(volume) | self._offer(volume)
+        return concerned if old is None else concerned | self._concerned(old) | self._no_longer_free(old, volume)
 
     def _unindex_volume(self, volume: Volume) -> None:
+        self.stock.take(volume)
         if volume.claim is not None:
             _discard(self._of_claim, volume.claim.key, volume.name)
-        _discard(self._free, volume.class_name, volume.name)
 
     def _concerned(self, volume: Volume) -> Keys:
-        """Itself, the claim it names, and if it is free for the taking every claim of its class."""
-        concerned = {volume.key}
+        """Itself, the claim it names, and the claims that name it."""
+        concerned = {volume.key, *self._naming.get(volume.name, ())}
         if volume.claim is not None:
             concerned.add(volume.claim.key)
-        return frozenset(concerned) | (self.unbound(volume.class_name) if _is_free(volume) else NOBODY)
+        return frozenset(concerned)
+
+    def _offer(self, volume: Volume) -> Keys:
+        """Whom a volume that is free could satisfy.
+
+        One claim for each volume; of a late-binding class only those whose pod has a node already, since the
+        others are the scheduler's.
+        """
+        if volume.name not in self.stock.free:
+            return NOBODY
+        cls = self.storage_class(volume.class_name)
+        if cls is not None and cls.late:
+            return frozenset(key for key in self.unbound(cls.name) if any(pod.node for pod in self.users(key)))
+        key = self._waiting.offer(volume)
+        return NOBODY if key is None else frozenset((key,))
+
+    def _no_longer_free(self, old: Volume, volume: Volume) -> Keys:
+        """Claims of our classes that left a free volume to the in-tree binder, and now have to be served otherwise."""
+        if self.rules.instead or standing(old) is not Standing.FREE or standing(volume) is Standing.FREE:
+            return NOBODY
+        cls = self.storage_class(old.class_name)
+        return self.unbound(cls.name) if cls is not None and cls.ours else NOBODY
+
+    def _apply_pod(self, pod: Pod) -> Keys:
+        old = self._pods.put((pod.namespace, pod.name), pod, "", assumed=False)
+        if old == pod:
+            return NOBODY
+        woken = NOBODY if old is None else self._unindex_pod(old)
+        keys = frozenset(claim_key(pod.namespace, name) for name in pod.claims)
+        for key in keys:
+            self._users[key].add((pod.namespace, pod.name))
+        return woken | self._unbound_of(keys)
+
+    def _unindex_pod(self, pod: Pod) -> Keys:
+        keys = frozenset(claim_key(pod.namespace, name) for name in pod.claims)
+        for key in keys:
+            _discard(self._users, key, (pod.namespace, pod.name))
+        return self._unbound_of(keys)
+
+    def _unbound_of(self, keys: Keys) -> Keys:
+        """Those claims that are not bound, and of the others the volumes that wait to be reused."""
+        woken: set[Key] = set()
+        for key in keys:
+            claim = self.claim(key)
+            if claim is not None and not claim.bound:
+                woken.add(key)
+            woken |= {volume.key for volume in self.volumes_for(key) if volume.phase == RELEASED}
+        return frozenset(woken)
+
+    def _of_class(self, cls: Class, old: Class | None = None) -> Keys:
+        """The claims of a class, and where it is a default one those without any; for a reuse mark also its volumes."""
+        default = cls.default or (old is not None and old.default)
+        woken = self.unbound(cls.name) | (self.unbound("") if default else NOBODY)
+        if old is not None and old.reuse != cls.reuse:
+            volumes = self._volumes.by_name.values()
+            woken |= {each.key for each in volumes if each.class_name == cls.name and each.phase == RELEASED}
+        return woken
 
     def _waiting_for_nodes(self) -> Keys:
         ours = (cls.name for cls in self._classes.by_name.values() if cls.ours)
         return frozenset().union(*(self.unbound(name) for name in ours))
-
-
-def _is_free(volume: Volume) -> bool:
-    return volume.phase == AVAILABLE and volume.claim is None and not volume.deleting
 
 
 def _discard(index: defaultdict[_Name, set[_Value]], name: _Name, value: _Value) -> None:

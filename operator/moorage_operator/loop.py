@@ -82,6 +82,8 @@ class Reconciler:
             if not plan:
                 return None
             outcome = await self._performer.perform(plan)
+            if outcome.verdict is Verdict.STOP:
+                return None
             if outcome.verdict is Verdict.CONFLICT:
                 conflicts += 1
             elif outcome.verdict is not Verdict.AGAIN:

@@ -36,6 +36,13 @@ class Metrics:
             "moorage_ledger_records", "Objects the operator knows, by kind.", ["kind"], registry=registry
         )
 
+        self.claims_waiting = Gauge(
+            "moorage_claims_waiting",
+            "Claims that have to wait for somebody, by whose move it is.",
+            ["waits_for"],
+            registry=registry,
+        )
+
         self.decisions = Counter(
             "moorage_decisions", "Decided keys, by kind of object and outcome.", ["kind", "outcome"], registry=registry
         )

@@ -10,6 +10,7 @@ from typing import Final
 
 from moorage_operator.model.attempt import Attempt
 from moorage_operator.model.ids import Uid
+from moorage_operator.model.wait import Wait
 
 MOST_TOLD: Final = 32
 """Distinct sentences about one object; a reason that keeps changing is not told for ever."""
@@ -37,6 +38,8 @@ class Notes:
         self._destroyed: set[Uid] = set()
         self._rooms: dict[str, Rooms] = {}
         self._calling: set[Uid] = set()
+        self._waits: dict[Uid, Wait] = {}
+        self._last: dict[Uid, str] = {}
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -52,6 +55,13 @@ class Notes:
     def forget_attempt(self, uid: Uid) -> None:
         """The attempt is over; harmless when there is none."""
         self._attempts.pop(uid, None)
+
+    def settle(self, uid: Uid) -> None:
+        """The claim is bound and that was told: nothing that was noted of its way there is needed any more."""
+        self._attempts.pop(uid, None)
+        self._told.pop(uid, None)
+        self._last.pop(uid, None)
+        self._waits.pop(uid, None)
 
     def call(self, uid: Uid) -> None:
         """A call to the driver for that claim goes out."""
@@ -70,9 +80,29 @@ class Notes:
         said = self._told.get(uid)
         return said is not None and (key in said or len(said) >= MOST_TOLD)
 
-    def tell(self, uid: Uid, key: str) -> None:
+    def tell(self, uid: Uid, key: str, message: str) -> None:
         """It is said now."""
         self._told.setdefault(uid, set()).add(key)
+        self._last[uid] = message
+
+    def last_told(self, uid: Uid) -> str:
+        """The sentence that was said last about that object; empty for none."""
+        return self._last.get(uid, "")
+
+    def wait(self, uid: Uid) -> Wait | None:
+        """How long that claim has waited, and what was said of it."""
+        return self._waits.get(uid)
+
+    def waiting_for(self, waits_for: str) -> int:
+        """How many claims wait for that."""
+        return sum(wait.waits_for == waits_for for wait in self._waits.values())
+
+    def remember_wait(self, uid: Uid, wait: Wait | None) -> None:
+        """Keep how long that claim has waited; None: it waits no more."""
+        if wait is None:
+            self._waits.pop(uid, None)
+        else:
+            self._waits[uid] = wait
 
     def destroyed(self, uid: Uid) -> bool:
         """Whether the storage of the volume object of that uid is known to be gone."""
@@ -103,4 +133,6 @@ class Notes:
     def object_gone(self, uid: Uid) -> None:
         """An object of that uid does not exist any more: nothing more is to be said about it."""
         self._told.pop(uid, None)
+        self._waits.pop(uid, None)
+        self._last.pop(uid, None)
         self._destroyed.discard(uid)

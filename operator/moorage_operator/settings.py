@@ -30,6 +30,8 @@ class Settings:
     Attributes:
         namespace: the operator's own; None leaves it to the service account or the kubeconfig.
         node_selector: labels of the node plugins' pods.
+        binder_mode: ``beside`` the in-tree binder, or ``instead`` of it.
+        leader_election: False lets every replica act at the same time.
         api_qps: requests a second to the API server; 0 is no limit.
         kubeconfig: None looks for the pod's service account first.
     """
@@ -43,6 +45,7 @@ class Settings:
     api_qps: float
     api_burst: int
     csi_timeout: float
+    leader_election: bool
     lease_duration: float
     lease_renew: float
     lease_retry: float
@@ -135,13 +138,8 @@ def _word(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _mode(text: str) -> str:
-    if text == "instead":
-        raise ValueError(
-            "this version works beside the in-tree binder only; use beside, and leave "
-            "persistentvolume-binder-controller running"
-        )
-    return _word("beside")(text)
+def _truth(text: str) -> bool:
+    return _word("true", "false")(text) == "true"
 
 
 def _namespace(text: str) -> str | None:
@@ -187,8 +185,9 @@ _FLAGS: Final = (
     _Flag(
         name="binder-mode",
         default="beside",
-        parse=_mode,
-        meaning="beside: the in-tree persistent-volume binder runs too",
+        parse=_word("beside", "instead"),
+        meaning="beside: the in-tree persistent-volume binder runs too; instead: kube-controller-manager runs with "
+        "--controllers=*,-persistentvolume-binder-controller, and its work is done here",
     ),
     _Flag(name="listen", default="0.0.0.0:9742", parse=_address, meaning="where /healthz, /readyz and /metrics are"),
     _Flag(name="workers", default="32", parse=_whole(1, 1024), meaning="claims and volumes worked on at a time"),
@@ -201,6 +200,13 @@ _FLAGS: Final = (
     _Flag(name="api-burst", default="400", parse=_whole(1, 100_000), meaning="requests at once to the API server"),
     _Flag(
         name="csi-timeout", default="30", parse=_number(zero=False), meaning="seconds that a call to a node plugin has"
+    ),
+    _Flag(
+        name="leader-election",
+        default="true",
+        parse=_truth,
+        meaning="true: one replica acts, the others stand by; false: every replica acts, and they get in each "
+        "other's way",
     ),
     _Flag(
         name="lease-duration",

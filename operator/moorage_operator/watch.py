@@ -23,6 +23,7 @@ from moorage_operator.ledger import Ledger, Record
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Uid
 from moorage_operator.model.node import Node, NodeDrivers
+from moorage_operator.model.pod import Pod
 from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import Volume
 from moorage_operator.workqueue import WorkQueue
@@ -35,6 +36,7 @@ RESOURCES: Final[Mapping[type[Record], tuple[str, str, str]]] = {
     Class: ("storage.k8s.io", "v1", "storageclasses"),
     Node: ("", "v1", "nodes"),
     NodeDrivers: ("storage.k8s.io", "v1", "csinodes"),
+    Pod: ("", "v1", "pods"),
 }
 
 SWEEP_SECONDS: Final = 300.0
@@ -145,6 +147,8 @@ class Watch:
                 return
         self.missing = None
         self._synced.set()
+        # The safety net: whatever should have woken them, they are looked at again. That costs no write.
+        self._queue.add_all(self._ledger.waiting())
 
     async def _is_known(self, kind: type[Record], plural: str, listed: Collection[str]) -> bool:
         """Wait until the watch has told about everything listed; an object may be gone before it could."""
@@ -173,7 +177,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     """Set everything about kopf that matters here, on purpose.
 
     Nothing is posted (our recorder does it), no peer is asked (a Lease decides), nothing is scanned for
-    (the five kinds are built in), lists come in pages, and a worker per object ends soon after its event: the
+    (the six kinds are built in), lists come in pages, and a worker per object ends soon after its event: the
     last two decide how much memory ten thousand objects take.
     """
     settings.posting.enabled = False

@@ -47,13 +47,25 @@ def install(kubeconfig: Path, *, image: str, values: Sequence[str] = ()) -> None
     """
     repository, _, tag = image.rpartition(":")
     settings = [f"image.repository={repository}", f"image.tag={tag}", *values]
+    _upgrade(kubeconfig, "--install", "--create-namespace", settings=settings)
+
+
+def change(kubeconfig: Path, *settings: str) -> None:
+    """Upgrade the installed chart to these `key=value` settings over those it has, and return when its pods are ready.
+
+    Raises:
+        CommandError: it is not installed, Helm failed, or the pods were not ready in time.
+    """
+    _upgrade(kubeconfig, "--reuse-values", settings=settings)
+
+
+def _upgrade(kubeconfig: Path, *flags: str, settings: Sequence[str]) -> None:
     helm(
         "upgrade",
-        "--install",
         RELEASE,
         CHART,
         f"--namespace={NAMESPACE}",
-        "--create-namespace",
+        *flags,
         "--wait",
         f"--timeout={WAIT_SECONDS}s",
         *(f"--set={setting}" for setting in settings),

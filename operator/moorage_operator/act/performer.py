@@ -19,25 +19,36 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, assert_never
 
-from moorage_operator.decide import answers, volumes
+from moorage_operator.act.intree import InTree
+from moorage_operator.decide import answers, reclaiming, volumes, writing
 from moorage_operator.decide.plan import (
     Action,
+    ConfirmGone,
+    ConfirmReclaimable,
     ConfirmReleased,
     ConfirmUnowned,
     CreateVolume,
     DeleteVolume,
+    Destroy,
     Emit,
+    Fail,
     ForgetAttempt,
     MeasureRoom,
+    Note,
     Plan,
+    Provision,
     Reach,
     Refresh,
     Remember,
+    RememberWait,
     Requeue,
+    Scrub,
     Settled,
+    Stop,
     Target,
     Together,
     Verb,
+    WipeVolume,
     Write,
 )
 from moorage_operator.errors import (
@@ -100,6 +111,10 @@ class Plugins(Protocol):
         """Connect to a node, so that the next call is sent at once."""
         ...
 
+    async def wipe_volume(self, node: str, volume_id: str, *, released_uid: str) -> None:
+        """Replace a volume's data by nothing, once for each claim that had it."""
+        ...
+
     async def capacity(self, node: str, parameters: Mapping[str, str]) -> int:
         """Bytes a volume could still have."""
         ...
@@ -122,6 +137,8 @@ class Verdict(enum.Enum):
     """Somebody else had changed the object: decide anew, at once, but not for ever."""
     WAIT = "wait"
     """Decide anew after ``Outcome.after`` seconds, or when something happens."""
+    STOP = "stop"
+    """At rest, until the change that was just made comes back."""
     RETRY = "retry"
     """It failed in a way that the plan did not foresee: decide anew after the queue's back-off."""
 
@@ -137,8 +154,9 @@ class Outcome:
 AGAIN: Final = Outcome(verdict=Verdict.AGAIN)
 CONFLICT: Final = Outcome(verdict=Verdict.CONFLICT)
 RETRY: Final = Outcome(verdict=Verdict.RETRY)
+STOP: Final = Outcome(verdict=Verdict.STOP)
 
-_GRAVITY: Final = (Verdict.RETRY, Verdict.CONFLICT, Verdict.AGAIN, Verdict.WAIT)
+_GRAVITY: Final = (Verdict.RETRY, Verdict.CONFLICT, Verdict.AGAIN, Verdict.WAIT, Verdict.STOP)
 
 
 class Performer:
@@ -151,6 +169,7 @@ class Performer:
         tellers: events.
         wake: told which other keys an answer concerns.
         bound: told how many seconds a claim took from its creation to being bound.
+        intree: runs the plugins inside this process; None where there are none.
         clock: monotonic seconds.
         wall: seconds since the epoch.
         gather: runs awaitables beside each other.
@@ -165,6 +184,7 @@ class Performer:
         tellers: Tellers,
         wake: Callable[[Keys], None],
         bound: Callable[[float], None],
+        intree: InTree | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         gather: Callable[..., Awaitable[Collection[Any]]] = asyncio.gather,
@@ -175,6 +195,7 @@ class Performer:
         self._tellers = tellers
         self._wake = wake
         self._bound = bound
+        self._intree = intree or InTree(ledger=ledger, objects=objects, running={})
         self._clock = clock
         self._wall = wall
         self._gather = gather
@@ -186,7 +207,12 @@ class Performer:
             match step:
                 case Requeue():
                     return Outcome(verdict=Verdict.WAIT, after=step.after)
-                case Emit() | Remember() | ForgetAttempt() | Settled():
+                case Fail():
+                    logger.info("Not possible, trying again later why=%s", step.why)
+                    return RETRY
+                case Stop():
+                    return STOP
+                case Emit() | Remember() | ForgetAttempt() | Settled() | RememberWait():
                     self._note(step)
                 case _:
                     outcome = await self._act(step)
@@ -207,25 +233,40 @@ class Performer:
                 return await self._destroy(step)
             case MeasureRoom():
                 return await self._measure(step)
-            case Refresh() | ConfirmUnowned() | ConfirmReleased():
+            case WipeVolume():
+                return await self._wipe(step)
+            case Provision() | Destroy() | Scrub():
+                return await self._run_plugin(step)
+            case Refresh() | ConfirmUnowned() | ConfirmReleased() | ConfirmGone() | ConfirmReclaimable():
                 return await self._read(step)
         assert_never(step)
 
-    def _note(self, step: Emit | Remember | ForgetAttempt | Settled) -> None:
+    def _note(self, step: Note) -> None:
         notes = self._ledger.notes
         match step:
             case Remember():
                 notes.remember(step.attempt)
             case ForgetAttempt():
                 notes.forget_attempt(step.uid)
+            case RememberWait():
+                notes.remember_wait(step.uid, step.wait)
             case Settled():
-                notes.forget_attempt(step.uid)
+                notes.settle(step.uid)
                 self._bound(max(self._wall() - step.created, 0.0))
             case Emit():
-                notes.tell(Uid(step.regarding.uid), step.key)
+                notes.tell(Uid(step.regarding.uid), step.key, step.message)
                 self._tell(step.regarding, step.reason, step.message, warning=step.warning)
 
     async def _write(self, write: Write) -> Outcome | None:
+        if not write.holds:
+            return await self._try(write)
+        self._ledger.hold(write.holds)
+        try:
+            return await self._try(write)
+        finally:
+            self._wake(self._ledger.let_go(write.holds))
+
+    async def _try(self, write: Write) -> Outcome | None:
         try:
             await self._send(write)
         except (ConflictError, AlreadyExistsError, NotFoundError) as error:
@@ -252,7 +293,9 @@ class Performer:
             case _:
                 assert_never(write.verb)
 
-    async def _read(self, step: Refresh | ConfirmUnowned | ConfirmReleased) -> Outcome | None:
+    async def _read(
+        self, step: Refresh | ConfirmUnowned | ConfirmReleased | ConfirmGone | ConfirmReclaimable
+    ) -> Outcome | None:
         try:
             match step:
                 case Refresh():
@@ -262,6 +305,10 @@ class Performer:
                     return None if await self._is_unowned(step) else AGAIN
                 case ConfirmReleased():
                     return None if await self._is_released(step) else AGAIN
+                case ConfirmGone():
+                    return None if await self._is_gone(step.target) else AGAIN
+                case ConfirmReclaimable():
+                    return None if await self._is_reclaimable(step.volume) else AGAIN
         except ApiError as error:
             logger.warning("Read failed error=%s", error)
             return RETRY
@@ -278,6 +325,20 @@ class Performer:
             return False
         living = claim if isinstance(claim, Claim) and claim.uid == volume.claim_uid else None
         return volumes.may_destroy(volume, living)
+
+    async def _is_gone(self, target: Target) -> bool:
+        found = await self._look(target)
+        return found is None or (bool(target.uid) and found.uid != target.uid)
+
+    async def _is_reclaimable(self, decided: Volume) -> bool:
+        volume = await self._look(writing.volume_target(decided))
+        if not isinstance(volume, Volume) or volume.claim is None:
+            return False
+        claim = await self._look(writing.claim_named(volume.claim))
+        living = claim if isinstance(claim, Claim) and claim.uid == volume.claim.uid else None
+        elsewhere = living is not None and living.volume_name not in {"", volume.name}
+        same = (volume.uid, volume.claim, volume.reclaim_policy) == (decided.uid, decided.claim, decided.reclaim_policy)
+        return same and (living is None or elsewhere)
 
     async def _look(self, target: Target) -> Claim | Volume | None:
         """Read the target live; what is seen, or that it is gone, is known from then on."""
@@ -331,6 +392,24 @@ class Performer:
             self._ledger.notes.destroy(Uid(deletion.regarding.uid))
         await self.perform(answers.deleted(deletion))
         return None
+
+    async def _wipe(self, step: WipeVolume) -> Outcome | None:
+        volume = step.volume
+        try:
+            await self._plugins.wipe_volume(step.node, volume.handle, released_uid=volume.claim_uid)
+        except DriverCallError as error:
+            logger.info("Volume was not wiped volume=%s node=%s error=%s", volume.name, step.node, error)
+            await self.perform(reclaiming.not_wiped(self._ledger, volume, str(error)))
+            return RETRY
+        return await self.perform(reclaiming.wiped(volume))
+
+    async def _run_plugin(self, step: Provision | Destroy | Scrub) -> Outcome | None:
+        try:
+            plan = await self._intree.run(step)
+        except ApiError as error:
+            logger.warning("Read failed error=%s", error)
+            return RETRY
+        return await self.perform(plan) if plan else None
 
     async def _measure(self, step: MeasureRoom) -> Outcome | None:
         """Ask every node at the same time; who asks while others ask gets their answer."""

@@ -2,7 +2,8 @@
 
 ``core/v1`` Events, because that is what ``kubectl describe`` reads and shows best: a count, a first
 and a last time, and the component. A new event costs one POST; the same one again (same object,
-type, reason and message within ``SAME_SECONDS``) costs at most one PATCH a minute, whatever is repeated.
+type, reason and message) costs at most one PATCH a minute, whatever is repeated. What is the same has the same
+name, so a restarted or a second operator finds the event that is there, and counts it on instead of adding one.
 
 Recording never waits and never fails: events go into a bounded queue that one task empties. What
 is dropped is counted. The order of an object's events is kept.
@@ -13,8 +14,8 @@ part records them again when it meets the same state.
 
 import asyncio
 import contextlib
+import hashlib
 import logging
-import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from moorage_operator.errors import ApiError, ConflictError, NotFoundError
+from moorage_operator.errors import AlreadyExistsError, ApiError, ConflictError, NotFoundError
 from moorage_operator.metrics import Metrics
 from moorage_operator.model.reference import Reference
 
@@ -36,7 +37,7 @@ PATCH_SECONDS: Final = 60.0
 OBJECT_BURST: Final = 25
 OBJECT_REFILL_SECONDS: Final = 300.0
 
-QUEUE_LIMIT: Final = 1000
+QUEUE_LIMIT: Final = 10_000
 MEMORY_LIMIT: Final = 4096
 
 MESSAGE_LIMIT: Final = 1024
@@ -47,6 +48,10 @@ NAME_LIMIT: Final = 253 - 17
 
 class Store(Protocol):
     """What recording needs of the API server; ``act.api.Api`` has it."""
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Read an object."""
+        ...
 
     async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Create an object."""
@@ -83,7 +88,6 @@ class Recorder:
         instance: the pod's name, shown as the reporting instance.
         clock: monotonic seconds.
         now: the wall clock, for the times people read.
-        unique: makes event names differ.
     """
 
     def __init__(
@@ -94,14 +98,12 @@ class Recorder:
         instance: str,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        unique: Callable[[], str] = lambda: secrets.token_hex(8),
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._instance = instance
         self._clock = clock
         self._now = now
-        self._unique = unique
         self._entries: OrderedDict[tuple[str, ...], _Entry] = OrderedDict()
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._queue: deque[_Entry] = deque()
@@ -192,9 +194,7 @@ class Recorder:
         try:
             if entry.stored is not None and await self._recount(entry, entry.stored):
                 return
-            body = self._body(entry)
-            entry.stored = _kept(await self._store.create(_collection(entry.regarding), body))
-            self._metrics.events.labels("create").inc()
+            await self._create(entry)
         except ApiError as error:
             self._metrics.events_dropped.labels("refused").inc()
             logger.warning(
@@ -204,6 +204,19 @@ class Recorder:
                 entry.regarding.name,
                 error,
             )
+
+    async def _create(self, entry: _Entry) -> None:
+        """Store a new event, or take up the one that an earlier life has left."""
+        try:
+            stored = await self._store.create(_collection(entry.regarding), self._body(entry))
+        except AlreadyExistsError:
+            found = await self._store.get(f"{_collection(entry.regarding)}/{_name(entry)}")
+            entry.count = max(entry.count, int(found.get("count") or 0) + 1)
+            if not await self._recount(entry, _kept(found)):
+                self._metrics.events_dropped.labels("changed meanwhile").inc()
+        else:
+            entry.stored = _kept(stored)
+            self._metrics.events.labels("create").inc()
 
     async def _recount(self, entry: _Entry, stored: dict[str, Any]) -> bool:
         """Raise the count of the stored event; False when it is gone or is no longer as we left it."""
@@ -234,7 +247,7 @@ class Recorder:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{regarding.name[:NAME_LIMIT].rstrip('.-')}.{self._unique()}",
+                "name": _name(entry),
                 "namespace": _namespace(regarding),
             },
             "involvedObject": {key: value for key, value in involved.items() if value},
@@ -248,6 +261,13 @@ class Recorder:
             "reportingComponent": COMPONENT,
             "reportingInstance": self._instance,
         }
+
+
+def _name(entry: _Entry) -> str:
+    """The same for the same event of the same object, whoever records it."""
+    regarding = entry.regarding
+    said = "\0".join((regarding.kind, regarding.uid, entry.type, entry.reason, entry.message))
+    return f"{regarding.name[:NAME_LIMIT].rstrip('.-')}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def _namespace(regarding: Reference) -> str:

@@ -1,40 +1,45 @@
 """What one claim needs next.
 
-The bind beside the in-tree binder, one decision a line, each skipped when it is stored already:
-
-1. POST the PersistentVolume, with claimRef and uid in it;
-2. phase Bound on its status, and beside it volumeName and marks on the claim;
-3. phase, modes and capacity on the claim's status;
-4. one event.
-
-The order is what keeps it safe: the claim is never marked complete before the reservation is stored, and
-its status never says Bound before the claim names its volume. The in-tree binder follows the same
-order from the same objects, so either of us may do any step, and whoever dies leaves the rest to the
-other: after a crash at 1 it finishes as after any external provisioner, after 2 it adds the status. Where
-it has done a step before us we find that out by a conflict, read, and do not do it again.
+What is the case is decided by ``decide.judging``; here it becomes steps. Instead of the in-tree binder we do all of
+them. Beside it we do what involves no choice among free volumes, or a choice that is ours: volumes of our own
+classes, pairs that name each other, and the rest of a bind that somebody has begun. Both follow the same order from
+the same objects, so either of us may do any step, and whoever dies leaves the rest to the other; where it has
+done a step before us we find that out by a conflict, read, and do not do it again.
 """
 
 from dataclasses import replace
+from typing import Final
 
-from moorage_operator.decide import explaining, provisioning, writing
+from moorage_operator.decide import binding, delegating, explaining, judging, marks, provisioning, reasons, writing
 from moorage_operator.decide.abandoning import abandon
+from moorage_operator.decide.judging import LOST, Case, Judgement
 from moorage_operator.decide.plan import (
     NOTHING,
+    ConfirmGone,
     CreateVolume,
     DeleteVolume,
     Emit,
+    Fail,
     ForgetAttempt,
     Plan,
     Remember,
+    RememberWait,
+    Requeue,
     Settled,
-    Together,
+    Stop,
 )
 from moorage_operator.ledger import Ledger
-from moorage_operator.model import volume as volumes
+from moorage_operator.model import claim as claims
 from moorage_operator.model.attempt import Attempt, Progress
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Key
 from moorage_operator.model.volume import Volume
+from moorage_operator.model.wait import Wait
+
+GRACE: Final = 0.1
+"""Seconds for the in-tree binder to finish what it has begun: it is done by then unless it has a queue."""
+
+FINISHING: Final = "finishing"
 
 
 def decide_claim(ledger: Ledger, key: Key, now: float) -> Plan:
@@ -51,35 +56,92 @@ def decide_claim(ledger: Ledger, key: Key, now: float) -> Plan:
     attempt = ledger.notes.attempt(claim.uid)
     if claim.volume_name and attempt is not None and claim.volume_name != attempt.name:
         return abandon(ledger, attempt)
-    if claim.bound:
-        return _settle(ledger, claim, attempt, now)
-    volume = ledger.volume(claim.volume_name or writing.volume_name(claim.uid))
-    if volume is not None and _finishable(volume, claim):
-        return _bind(claim, volume, attempt, now)
-    return NOTHING if claim.volume_name else provisioning.provision(ledger, claim, now)
+    if attempt is not None and _under_way(ledger, claim, attempt):
+        return provisioning.provision(ledger, claim, now)
+    if ledger.rules.instead and (mended := marks.mend_claim(ledger.rules, claim)):
+        return mended
+    return _carry_out(ledger, claim, judging.judge(ledger, claim), now)
 
 
-def _finishable(volume: Volume, claim: Claim) -> bool:
-    """We made it for this very claim, and nobody has begun to take it away."""
-    return (
-        volume.made_by_us
-        and volume.claim_uid == claim.uid
-        and volume.phase in {volumes.PENDING, volumes.AVAILABLE, volumes.BOUND}
-        and not (volume.deleting and not claim.volume_name)
-    )
+def _under_way(ledger: Ledger, claim: Claim, attempt: Attempt) -> bool:
+    """Storage is being made, or was made and has no object yet: that is finished before anything else is chosen."""
+    begun = attempt.progress in {Progress.RUNNING, Progress.CREATED}
+    return begun and not claim.volume_name and ledger.volume(attempt.name) is None
 
 
-def _bind(claim: Claim, volume: Volume, attempt: Attempt | None, now: float) -> Plan:
-    if attempt is None or attempt.progress is not Progress.STORED:
+def _carry_out(ledger: Ledger, claim: Claim, judgement: Judgement, now: float) -> Plan:
+    instead, volume = ledger.rules.instead, judgement.volume
+    match judgement.case:
+        case Case.BIND | Case.KEEP if volume is not None:
+            return _bind(ledger, claim, volume, now)
+        case Case.CHOOSE if volume is not None and (instead or judgement.choice_is_ours):
+            return _bind(ledger, claim, volume, now)
+        case Case.REPAIR if volume is not None and instead:
+            return _bind(ledger, claim, volume, now)
+        case Case.DEFAULT if judgement.cls is not None and instead:
+            return writing.set_class(claim, judgement.cls), Stop()
+        case Case.PROVISION if judgement.cls is not None and judgement.cls.ours:
+            return provisioning.provision(ledger, claim, now, node=judgement.node)
+        case Case.PROVISION if instead:
+            return delegating.delegate(ledger, claim, judgement, now)
+        case case if case in LOST and instead:
+            return _lose(ledger, claim, judgement)
+    return _wait(ledger, claim, judgement, now)
+
+
+def _wait(ledger: Ledger, claim: Claim, judgement: Judgement, now: float) -> Plan:
+    """Say why, and where the cluster's binder has to, put the phase back to Pending."""
+    why = reasons.answer(ledger, claim, judgement)
+    told = NOTHING if why is None else explaining.waits(ledger, claim, why, now)
+    case = judgement.case
+    if case is Case.UNREADABLE or (case is Case.NAMED_TAKEN and claim.bound_by_controller):
+        # A choice of a controller that went to somebody else is an error, not a wait (binding.md C11).
+        failed = Fail(why=why.message if why else "")
+        return (*told, failed) if ledger.rules.instead else told
+    if ledger.rules.instead and (claim.phase != claims.PENDING or claim.outcome):
+        return writing.set_claim_phase(claim, claims.PENDING), *told
+    return told
+
+
+def _lose(ledger: Ledger, claim: Claim, judgement: Judgement) -> Plan:
+    """Phase Lost, told once, when it changes; before that the volume's absence is confirmed."""
+    why = reasons.answer(ledger, claim, judgement)
+    if claim.phase == claims.LOST or why is None:
+        return NOTHING
+    emit = Emit(regarding=claim.reference, reason=why.reason, message=why.message, key=f"lost:{why.key}", warning=True)
+    lost = writing.set_claim_phase(claim, claims.LOST)
+    if judgement.case is Case.VOLUME_LOST:
+        return ConfirmGone(target=writing.volume_named(claim.volume_name)), lost, emit
+    return lost, emit
+
+
+def _bind(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
+    attempt = ledger.notes.attempt(claim.uid)
+    if claim.bound and volume.claim_uid == claim.uid:
+        settled = _settle(claim, volume, attempt, now)
+        if settled:
+            return settled
+    elif volume.made_by_us and volume.claim_uid == claim.uid and not _is_stored(attempt):
         return _adopt(claim, volume, attempt, now)
-    writes = []
-    if volume.phase != volumes.BOUND:
-        writes.append(writing.mark_volume_bound(volume))
-    if not (claim.volume_name and claim.bind_completed):
-        writes.append(writing.bind_claim(claim, volume))
-    if writes:
-        return (Together(writes=tuple(writes)),)
-    return (writing.mark_claim_bound(claim, volume),)
+    steps = binding.bind(claim, volume)
+    wait = ledger.notes.wait(claim.uid)
+    if not steps:
+        return NOTHING if wait is None else (RememberWait(uid=claim.uid, wait=None),)
+    if ledger.rules.instead or volume.made_by_us or not _begun_by_others(volume, claim):
+        return steps
+    if wait is None or wait.reason != FINISHING:
+        return RememberWait(uid=claim.uid, wait=Wait(reason=FINISHING, since=now)), Requeue(after=GRACE)
+    remaining = wait.since + GRACE - now
+    return steps if remaining <= 0 else (Requeue(after=remaining),)
+
+
+def _begun_by_others(volume: Volume, claim: Claim) -> bool:
+    """The in-tree binder or the scheduler has reserved the volume, and the rest is on its way."""
+    return binding.reserved(volume, claim) and volume.bound_by_controller
+
+
+def _is_stored(attempt: Attempt | None) -> bool:
+    return attempt is not None and attempt.progress is Progress.STORED
 
 
 def _adopt(claim: Claim, volume: Volume, attempt: Attempt | None, now: float) -> Plan:
@@ -98,14 +160,13 @@ def _adopt(claim: Claim, volume: Volume, attempt: Attempt | None, now: float) ->
     return (Remember(attempt=stored),)
 
 
-def _settle(ledger: Ledger, claim: Claim, attempt: Attempt | None, now: float) -> Plan:
+def _settle(claim: Claim, volume: Volume, attempt: Attempt | None, now: float) -> Plan:
     """All is stored: tell it once, whoever did the last step.
 
     Another operator may have done everything while a call of ours was on its way to another node: what that
     call made goes first.
     """
-    volume = ledger.volume(claim.volume_name)
-    if attempt is None or volume is None:
+    if attempt is None:
         return NOTHING
     if attempt.progress is Progress.NOTHING:
         return (ForgetAttempt(uid=claim.uid),)

@@ -13,6 +13,7 @@ from moorage_operator.ledger import Ledger
 from moorage_operator.model.ids import Uid
 from moorage_operator.model.node import Node
 from moorage_operator.model.storage_class import Class
+from moorage_operator.model.volume import Volume
 from moorage_operator.notes import Rooms
 
 
@@ -51,3 +52,9 @@ def why_none(ledger: Ledger, cls: Class) -> str:
         )
     cordoned = ", ".join(sorted(node.name for node in allowed))
     return f"Every node that could hold the volume is marked unschedulable: {cordoned}"
+
+
+def any_node(ledger: Ledger, volume: Volume) -> str:
+    """For storage that every node reaches: the node that a hash of the volume picks; empty when there is none."""
+    nodes = ledger.nodes_with(DRIVER_NAME)
+    return order(nodes, uid=volume.uid, size=0, rooms=None)[0] if nodes else ""

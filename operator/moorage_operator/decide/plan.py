@@ -14,6 +14,7 @@ from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Key, Uid
 from moorage_operator.model.reference import Reference
 from moorage_operator.model.volume import Volume
+from moorage_operator.model.wait import Wait
 
 
 class Verb(enum.Enum):
@@ -51,6 +52,7 @@ class Write:
         path: what the request goes to: a collection, an object or its subresource.
         body: the object to create; empty for the other verbs.
         ops: the operations of a patch.
+        holds: the free volume that the write reserves: nobody else is given it until the answer is there.
         blame: the object that hears of it when the API server does not accept the write.
     """
 
@@ -60,6 +62,7 @@ class Write:
     blame: Reference
     body: Mapping[str, Any] | None = None
     ops: tuple[Mapping[str, Any], ...] = ()
+    holds: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,43 @@ class ConfirmUnowned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmGone:
+    """Read the target live, and go on only if there is no object of that uid.
+
+    What a lagging watch has not told yet must not count as deleted (binding.md 1.6).
+
+    Attributes:
+        target: by name; its uid is the one that has to be gone, and an empty one means any.
+    """
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmReclaimable:
+    """Read volume and claim live, and go on only if the volume is still to be reclaimed.
+
+    Attributes:
+        volume: as it was decided upon.
+    """
+
+    volume: Volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WipeVolume:
+    """Have the driver replace the data of a released volume by nothing.
+
+    Attributes:
+        node: where the storage is.
+        volume: names the claim that is gone, by whose uid the driver knows a wipe that it has done already.
+    """
+
+    node: str
+    volume: Volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureRoom:
     """Ask the nodes how much room they have for a class."""
 
@@ -204,13 +244,90 @@ class Requeue:
     after: float
 
 
-Note = Emit | Remember | ForgetAttempt | Settled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provision:
+    """Have an in-tree plugin make a volume.
+
+    Attributes:
+        plugin: its name, which is the class's provisioner.
+        volume: the object that is stored for it.
+    """
+
+    plugin: str
+    claim: Claim
+    volume: Write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destroy:
+    """Have an in-tree plugin destroy the storage of a volume.
+
+    Attributes:
+        plugin: its name.
+        name: the volume's.
+        times: how often it is tried when there is no object that could become Failed; 0 tries once, and tells the object.
+    """
+
+    plugin: str
+    name: str
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrub:
+    """Have an in-tree plugin empty the storage of a volume."""
+
+    plugin: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberWait:
+    """Note why a claim waits, or no more.
+
+    Attributes:
+        uid: the claim's.
+        wait: None when it waits no more.
+    """
+
+    uid: Uid
+    wait: Wait | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """It cannot be done and nobody but a person can change that: try again after the queue's back-off."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Nothing more now: what was just done changes an object, and that change is what is decided upon next."""
+
+
+Note = Emit | Remember | ForgetAttempt | Settled | RememberWait
 """Steps that talk to nobody: they cannot fail."""
 Action = (
-    Write | Refresh | Together | CreateVolume | DeleteVolume | Reach | ConfirmReleased | ConfirmUnowned | MeasureRoom
+    Write
+    | Refresh
+    | Together
+    | CreateVolume
+    | DeleteVolume
+    | WipeVolume
+    | Reach
+    | ConfirmReleased
+    | ConfirmUnowned
+    | ConfirmGone
+    | ConfirmReclaimable
+    | MeasureRoom
+    | Provision
+    | Destroy
+    | Scrub
 )
 """Steps that talk to the API server or the driver: the plan ends with the first that fails."""
-Step = Note | Action | Requeue
+End = Requeue | Fail | Stop
+Step = Note | Action | End
 Plan = tuple[Step, ...]
 
 NOTHING: Final[Plan] = ()

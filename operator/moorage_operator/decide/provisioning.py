@@ -17,7 +17,6 @@ from moorage_operator.model.attempt import Attempt, Progress
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.provisioning import CreateRequest
 from moorage_operator.model.storage_class import Class
-from moorage_operator.model.volume import Volume
 
 UNSERVED_GRACE: Final = 20.0
 """Seconds that a selected node may be without our plugin (it restarts) before the scheduler is asked again."""
@@ -29,14 +28,23 @@ ROUND_REST: Final = 2.0
 MOST_REST: Final = 60.0
 
 
-def provision(ledger: Ledger, claim: Claim, now: float) -> Plan:
-    """The next step for a claim without a volume; nothing where it is somebody else's move."""
+def provision(ledger: Ledger, claim: Claim, now: float, *, node: str = "") -> Plan:
+    """The next step for a claim without a volume; nothing where it is somebody else's move.
+
+    Args:
+        ledger: what is known.
+        claim: of one of our classes.
+        now: monotonic seconds.
+        node: where a late-binding claim needs it, when that is decided.
+    """
     cls = ledger.storage_class(claim.class_name or "")
     if cls is None or not cls.ours or claim.deleting:
         return NOTHING
     attempt = ledger.notes.attempt(claim.uid)
     going_on = () if attempt is None else _go_on(ledger, claim, cls, attempt, now)
-    return going_on or _begin(ledger, claim, cls, begun(claim, now) if attempt is None else attempt.emptied(), now)
+    return going_on or _begin(
+        ledger, claim, cls, begun(claim, now) if attempt is None else attempt.emptied(), now, node=node
+    )
 
 
 def _go_on(ledger: Ledger, claim: Claim, cls: Class, attempt: Attempt, now: float) -> Plan:
@@ -50,16 +58,18 @@ def _go_on(ledger: Ledger, claim: Claim, cls: Class, attempt: Attempt, now: floa
     return NOTHING
 
 
-def _begin(ledger: Ledger, claim: Claim, cls: Class, attempt: Attempt, now: float) -> Plan:
+def _begin(ledger: Ledger, claim: Claim, cls: Class, attempt: Attempt, now: float, *, node: str) -> Plan:
     refusal = _cannot(claim)
     if refusal:
         return explaining.warn(ledger, claim.reference, explaining.FAILED, refusal)
-    if _already_taken(ledger, claim, cls):
+    if ledger.volume(writing.volume_name(claim.uid)) is not None:
         return _name_taken(ledger, claim)
     waiting = _barred(attempt, claim, cls, now) or _rest(attempt, now)
     if waiting:
         return waiting
-    return _late(ledger, claim, cls, attempt, now) if cls.late else _immediate(ledger, claim, cls, attempt, now)
+    if cls.late:
+        return _late(ledger, claim, cls, attempt, now, node=node)
+    return _immediate(ledger, claim, cls, attempt, now)
 
 
 def begun(claim: Claim, now: float) -> Attempt:
@@ -100,38 +110,32 @@ def _call(claim: Claim, cls: Class, attempt: Attempt, node: str) -> Plan:
     return Remember(attempt=running), CreateVolume(attempt=running, again=False)
 
 
-def _late(ledger: Ledger, claim: Claim, cls: Class, attempt: Attempt, now: float) -> Plan:
-    node = claim.selected_node
+def _late(ledger: Ledger, claim: Claim, cls: Class, attempt: Attempt, now: float, *, node: str) -> Plan:
     if not node:
         return NOTHING
     if ledger.serves(node, DRIVER_NAME):
         return _call(claim, cls, attempt, node)
-    if ledger.node(node) is not None:
-        if not attempt.unserved_since:
-            return (
-                Remember(attempt=replace(attempt, unserved_since=now)),
-                *explaining.note(
-                    ledger,
-                    claim.reference,
-                    explaining.WAITING,
-                    f"Node {node}, where the pod was to run, has no Moorage node plugin registered: "
-                    f"waiting {UNSERVED_GRACE:.0f} s for it, then the scheduler is asked for another node",
-                    node=node,
-                ),
-                Requeue(after=UNSERVED_GRACE),
-            )
-        remaining = attempt.unserved_since + UNSERVED_GRACE - now
-        if remaining > 0:
-            return (Requeue(after=remaining),)
-    why = "still has no Moorage node plugin" if ledger.node(node) else "does not exist"
+    exists = ledger.node(node) is not None
+    if not claim.selected_node:
+        message = f"Node {node}, which the pod names itself, has no Moorage node plugin registered: waiting for it"
+        return explaining.note(ledger, claim.reference, explaining.WAITING, message, node=node)
+    if exists and not attempt.unserved_since:
+        message = (
+            f"Node {node}, where the pod was to run, has no Moorage node plugin registered: "
+            f"waiting {UNSERVED_GRACE:.0f} s for it, then the scheduler is asked for another node"
+        )
+        return (
+            Remember(attempt=replace(attempt, unserved_since=now)),
+            *explaining.note(ledger, claim.reference, explaining.WAITING, message, node=node),
+            Requeue(after=UNSERVED_GRACE),
+        )
+    remaining = attempt.unserved_since + UNSERVED_GRACE - now
+    if exists and remaining > 0:
+        return (Requeue(after=remaining),)
+    why = "still has no Moorage node plugin" if exists else "does not exist"
+    message = f"Node {node} {why}: the scheduler is asked for another node"
     return (
-        *explaining.note(
-            ledger,
-            claim.reference,
-            explaining.WAITING,
-            f"Node {node} {why}: the scheduler is asked for another node",
-            node=node,
-        ),
+        *explaining.note(ledger, claim.reference, explaining.WAITING, message, node=node),
         Remember(attempt=replace(attempt, unserved_since=0.0)),
         writing.give_back_to_scheduler(claim),
     )
@@ -170,7 +174,7 @@ def _nobody(ledger: Ledger, claim: Claim, attempt: Attempt, now: float) -> Plan:
 
 def _cannot(claim: Claim) -> str:
     """Why no volume can be made for a claim like this; empty when one can."""
-    if claim.has_selector:
+    if claim.selector is not None:
         return (
             "The claim has a selector, which picks among volumes that exist: none is made for it. "
             "Remove the selector to have one made, or make a volume whose labels match"
@@ -185,37 +189,20 @@ def _cannot(claim: Claim) -> str:
     return ""
 
 
-def _already_taken(ledger: Ledger, claim: Claim, cls: Class) -> bool:
-    """A volume exists that the in-tree binder will (or we did) give to the claim."""
-    if ledger.volume(writing.volume_name(claim.uid)) is not None:
-        return True
-    if any(volume.claim_uid in {"", claim.uid} and _fits(volume, claim) for volume in ledger.volumes_for(claim.key)):
-        return True
-    return not cls.late and any(_fits(volume, claim) for volume in ledger.free_volumes(cls.name))
-
-
 def _name_taken(ledger: Ledger, claim: Claim) -> Plan:
-    """Nothing to do for us, unless the very name of the volume to be belongs to something else."""
+    """The very name of the volume to be belongs to an object that the claim cannot have."""
     volume = ledger.volume(writing.volume_name(claim.uid))
-    if volume is None or volume.deleting or volume.claim_uid in {"", claim.uid}:
+    if volume is None:
         return NOTHING
+    if volume.deleting:
+        message = f"PersistentVolume {volume.name} is being deleted: another one is made once it is gone"
+        return explaining.note(ledger, claim.reference, explaining.WAITING, message)
+    holder = f"claim {volume.claim.namespace}/{volume.claim.name}" if volume.claim else "nobody"
     message = (
-        f"PersistentVolume {volume.name} exists and belongs to another claim "
-        f"({volume.claim.namespace}/{volume.claim.name}): delete it, or make this claim anew"
-        if volume.claim
-        else ""
+        f"PersistentVolume {volume.name} exists, belongs to {holder}, and the claim cannot have it: delete it, or "
+        "make this claim anew"
     )
     return explaining.warn(ledger, claim.reference, explaining.FAILED, message)
-
-
-def _fits(volume: Volume, claim: Claim) -> bool:
-    return (
-        not volume.deleting
-        and volume.capacity >= claim.requested
-        and volume.volume_mode == claim.volume_mode
-        and volume.attributes_class == claim.attributes_class
-        and set(volume.access_modes) >= set(claim.access_modes)
-    )
 
 
 def _barred(attempt: Attempt, claim: Claim, cls: Class, now: float) -> Plan:

@@ -1,6 +1,9 @@
-"""What one PersistentVolume needs: reclaiming, and nothing else. Its bind is decided with its claim.
+"""What one PersistentVolume needs. Its bind is decided with its claim.
 
-Deleting, one decision a line, each skipped when it is done already:
+For our own volumes that is reclaiming; for those that an annotation asks it for, being used again or kept; and where
+we are the cluster's only binder, for everybody's the table of binding.md 1.6.
+
+Deleting one of ours, one decision a line, each skipped when it is done already:
 
 1. the node is connected to, then volume and claim are read live: Released, policy Delete, no claim of that uid;
 2. the driver destroys the storage, at the node that holds it;
@@ -11,9 +14,8 @@ After a crash at 2 or 3 the driver is asked again and answers that it is gone. A
 reached is never a reason to let the object go: the object is all that remembers the storage.
 """
 
-from moorage_csi.contract import DRIVER_NAME
-from moorage_operator.decide import explaining, placing, writing
-from moorage_operator.decide.plan import NOTHING, ConfirmReleased, DeleteVolume, Plan, Reach, Refresh
+from moorage_operator.decide import explaining, marks, placing, plugins, reclaiming, reusing, writing
+from moorage_operator.decide.plan import NOTHING, ConfirmGone, ConfirmReleased, DeleteVolume, Plan, Reach, Refresh
 from moorage_operator.ledger import Ledger
 from moorage_operator.model import volume as volumes
 from moorage_operator.model.claim import Claim
@@ -22,15 +24,61 @@ from moorage_operator.model.volume import Volume
 
 
 def decide_volume(ledger: Ledger, key: Key) -> Plan:
-    """The next steps for the volume of that key; nothing when there is no such volume, or it is not ours."""
+    """The next steps for the volume of that key; nothing when there is no such volume, or it is somebody else's move."""
     volume = ledger.volume(key.name)
-    if volume is None or not volume.ours:
+    if volume is None:
         return NOTHING
+    instead = ledger.rules.instead
+    if instead and (mended := marks.mend_volume(ledger.rules, volume)):
+        return mended
+    asked = reusing.keep(ledger, volume) or reusing.reuse(ledger, volume)
+    if asked:
+        return asked
     if may_destroy(volume, ledger.claim_of(volume.claim_uid)):
         return _reclaim(ledger, volume)
-    if volume.deleting and volume.reclaim_policy != volumes.DELETE and volume.phase != volumes.BOUND:
+    if instead and (synced := _sync(ledger, volume)):
+        return synced
+    if volume.ours and volume.deleting and volume.reclaim_policy != volumes.DELETE and volume.phase != volumes.BOUND:
         return (writing.remove_finalizer(volume),) if volumes.FINALIZER in volume.finalizers else NOTHING
     return NOTHING
+
+
+def _sync(ledger: Ledger, volume: Volume) -> Plan:
+    """What the cluster's binder does with any volume: its phase, its losers, and reclaiming (binding.md 1.6)."""
+    ref = volume.claim
+    if ref is None or not ref.uid:
+        return _phase(volume, volumes.AVAILABLE)
+    claim = ledger.claim(ref.key)
+    if claim is None or claim.uid != ref.uid:
+        if volume.phase in {volumes.RELEASED, volumes.FAILED}:
+            return reclaiming.reclaim(ledger, volume)
+        gone = () if ledger.is_gone(Claim, ref.uid) else (ConfirmGone(target=writing.claim_named(ref, uid=ref.uid)),)
+        return *gone, writing.set_volume_phase(volume, volumes.RELEASED)
+    if not claim.volume_name:
+        return _other_mode(ledger, volume, claim) if volume.volume_mode != claim.volume_mode else NOTHING
+    if claim.volume_name == volume.name:
+        return _phase(volume, volumes.BOUND)
+    if volume.provisioned_by and volume.reclaim_policy == volumes.DELETE:
+        if volume.phase in {volumes.RELEASED, volumes.FAILED}:
+            return reclaiming.reclaim(ledger, volume)
+        return (writing.set_volume_phase(volume, volumes.RELEASED),)
+    return (plugins.unbind(volume),)
+
+
+def _phase(volume: Volume, phase: str) -> Plan:
+    return NOTHING if volume.phase == phase else (writing.set_volume_phase(volume, phase),)
+
+
+def _other_mode(ledger: Ledger, volume: Volume, claim: Claim) -> Plan:
+    """The volume is kept for a claim that it can never be bound to: both are told (binding.md V3)."""
+    message = (
+        f"Volume {volume.name} (volumeMode {volume.volume_mode}) is reserved for claim {claim.namespace}/{claim.name} "
+        f"(volumeMode {claim.volume_mode}): they can never be bound. Remove the volume's spec.claimRef"
+    )
+    return (
+        *explaining.warn(ledger, volume.reference, "VolumeMismatch", message),
+        *explaining.warn(ledger, claim.reference, "VolumeMismatch", message),
+    )
 
 
 def may_destroy(volume: Volume, claim: Claim | None) -> bool:
@@ -60,7 +108,7 @@ def _reclaim(ledger: Ledger, volume: Volume) -> Plan:
 
 
 def _destroy(ledger: Ledger, volume: Volume) -> Plan:
-    node = volume.node or _any_node(ledger, volume)
+    node = volume.node or placing.any_node(ledger, volume)
     if not node:
         return explaining.warn(
             ledger,
@@ -86,9 +134,3 @@ def _destroy(ledger: Ledger, volume: Volume) -> Plan:
         ConfirmReleased(volume=writing.volume_target(volume), claim=claim),
         deletion,
     )
-
-
-def _any_node(ledger: Ledger, volume: Volume) -> str:
-    """For storage that every node reaches: the node that a hash of the volume picks."""
-    nodes = ledger.nodes_with(DRIVER_NAME)
-    return placing.order(nodes, uid=volume.uid, size=0, rooms=None)[0] if nodes else ""

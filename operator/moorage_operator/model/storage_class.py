@@ -10,6 +10,11 @@ from moorage_operator.model.ids import Uid
 from moorage_operator.model.metadata import Metadata
 
 LATE: Final = "WaitForFirstConsumer"
+DEFAULT_MARKS: Final = (
+    "storageclass.kubernetes.io/is-default-class",
+    "storageclass.beta.kubernetes.io/is-default-class",
+)
+REUSE: Final = "moorage.dev/reuse"
 
 TopologyTerm = tuple[tuple[str, frozenset[str]], ...]
 """Label keys and their allowed values; all of them must hold."""
@@ -20,7 +25,10 @@ class Class:
     """One storage class at one resourceVersion.
 
     Attributes:
-        late: volumes are made only once a pod has been scheduled.
+        binding_mode: ``Immediate`` or ``WaitForFirstConsumer``; the API server sets it where it is missing.
+        default: claims that name no class get this one.
+        reuse: what may become of its Released volumes, unless a volume says otherwise.
+        created: seconds since the epoch.
         allowed_topologies: one of the terms must hold on a node; none at all allows every node.
     """
 
@@ -29,11 +37,19 @@ class Class:
     resource_version: str
     provisioner: str
     parameters: Mapping[str, str]
-    late: bool
+    binding_mode: str
     reclaim_policy: str
     mount_options: tuple[str, ...]
     allowed_topologies: tuple[TopologyTerm, ...]
     allow_expansion: bool
+    default: bool
+    reuse: str
+    created: float
+
+    @property
+    def late(self) -> bool:
+        """Volumes are chosen or made only once a pod has been scheduled."""
+        return self.binding_mode == LATE
 
     @property
     def ours(self) -> bool:
@@ -54,7 +70,7 @@ class Class:
             resource_version=meta.resource_version,
             provisioner=intern(body.get("provisioner") or ""),
             parameters=dict(body.get("parameters") or {}),
-            late=body.get("volumeBindingMode") == LATE,
+            binding_mode=intern(body.get("volumeBindingMode") or ""),
             reclaim_policy=intern(body.get("reclaimPolicy") or "Delete"),
             mount_options=tuple(body.get("mountOptions") or ()),
             allowed_topologies=tuple(
@@ -65,4 +81,7 @@ class Class:
                 for term in body.get("allowedTopologies") or ()
             ),
             allow_expansion=bool(body.get("allowVolumeExpansion")),
+            default=any(meta.annotations.get(mark) == "true" for mark in DEFAULT_MARKS),
+            reuse=intern(meta.annotations.get(REUSE) or ""),
+            created=meta.created,
         )

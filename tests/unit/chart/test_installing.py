@@ -149,6 +149,12 @@ def test_a_namespace_that_does_not_admit_the_node_plugin_is_warned_of(installed:
     assert "WARNING" not in installed.upgrade().stdout
 
 
+def test_who_takes_the_binders_place_is_told_what_has_to_be_switched_off(installed: Cluster) -> None:
+    switch = "--controllers=*,-persistentvolume-binder-controller"
+    assert switch in installed.upgrade({"binder": {"mode": "instead"}}).stdout
+    assert switch not in installed.upgrade({"binder": {"mode": "beside"}}).stdout
+
+
 def test_a_kept_class_stays_when_the_release_goes(installed: Cluster) -> None:
     assert installed.upgrade(_with_class(keep=True)).returncode == 0
     assert installed.helm("uninstall", "moorage").returncode == 0
@@ -176,5 +182,7 @@ def test_the_operators_account_can_do_its_work_and_reads_no_other_secret(install
     assert not may("get", "secrets/another", "-n", NAMESPACE)
     assert not may("list", "secrets", "-n", NAMESPACE)
     assert not may("get", "secrets/moorage-ca", "-n", "anywhere")
-    assert not may("list", "pods", "-n", "anywhere")
+    assert may("watch", "pods", "-n", "anywhere")
+    assert not may("delete", "pods", "-n", "anywhere")
+    assert not may("get", "pods", "--subresource=log", "-n", "anywhere")
     assert not may("delete", "persistentvolumeclaims", "-n", "anywhere")

@@ -109,7 +109,8 @@ def test_paths_that_only_begin_alike_do_not_overlap() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"binder": {"mode": "instead"}}, "binder.mode"),
+        ({"binder": {"mode": "alone"}}, "binder.mode"),
+        ({"operator": {"leaderElection": "no"}}, "operator.leaderElection"),
         ({"pools": []}, "pools"),
         ({"pools": [{"name": "A", "path": "/srv/a"}]}, "pools.0.name"),
         ({"pools": [{"name": "a", "path": "/srv/a", "reserve": "half"}]}, "pools.0.reserve"),

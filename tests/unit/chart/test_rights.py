@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.chart.rendering import NAMESPACE, Rendering
+from tests.unit.chart.rendering import NAMESPACE, Rendering, render
 
 READ = {"get", "list", "watch"}
 ANYWHERE = {
@@ -15,17 +15,19 @@ ANYWHERE = {
     ("", "persistentvolumes", ""): READ | {"create", "patch", "delete"},
     ("", "persistentvolumes/status", ""): {"patch"},
     ("", "nodes", ""): READ,
+    ("", "pods", ""): {"list", "watch"},
     ("", "events", ""): {"create", "patch"},
     ("storage.k8s.io", "storageclasses", ""): READ,
     ("storage.k8s.io", "csinodes", ""): READ,
 }
-IN_ITS_NAMESPACE = {
+THE_LEASE = {
     ("coordination.k8s.io", "leases", ""): {"create"},
     ("coordination.k8s.io", "leases", "moorage-operator"): {"get", "update"},
+}
+THE_SECRETS = {
     ("", "secrets", ""): {"create"},
     ("", "secrets", "moorage-ca"): {"get", "update", "delete"},
     ("", "secrets", "moorage-node-tls"): {"get", "update", "delete"},
-    ("", "pods", ""): {"get", "list"},
 }
 
 
@@ -48,12 +50,23 @@ def test_the_operator_has_these_rights_anywhere(defaults: Rendering) -> None:
 def test_the_operator_has_these_rights_in_its_namespace(defaults: Rendering) -> None:
     role = defaults.only("Role")
     assert role["metadata"]["namespace"] == NAMESPACE
-    assert _rights(role) == IN_ITS_NAMESPACE
+    assert _rights(role) == THE_LEASE | THE_SECRETS
 
 
-def test_nobody_reads_secrets_or_pods_of_others_and_nothing_is_a_wildcard(defaults: Rendering) -> None:
+def test_without_an_election_there_is_no_right_to_a_lease() -> None:
+    assert _rights(render({"operator": {"leaderElection": False}}).only("Role")) == THE_SECRETS
+
+
+def test_taking_the_binders_place_needs_no_further_right(defaults: Rendering) -> None:
+    made = render({"binder": {"mode": "instead"}})
+    for kind in ("ClusterRole", "Role"):
+        assert made.only(kind) == defaults.only(kind)
+
+
+def test_nobody_reads_secrets_of_others_or_writes_pods_and_nothing_is_a_wildcard(defaults: Rendering) -> None:
     anywhere = _rights(defaults.only("ClusterRole"))
-    assert not [key for key in anywhere if key[1].split("/")[0] in ("secrets", "pods", "configmaps", "serviceaccounts")]
+    assert not [key for key in anywhere if key[1].split("/")[0] in ("secrets", "configmaps", "serviceaccounts")]
+    assert all(verbs <= READ for key, verbs in anywhere.items() if key[1].split("/")[0] in ("pods", "nodes"))
     for role in (*defaults.all("ClusterRole"), *defaults.all("Role")):
         for (group, resource, _), verbs in _rights(role).items():
             assert "*" not in (group, resource, *verbs)

@@ -99,12 +99,14 @@ def test_the_operator_knows_every_flag_of_the_chart() -> None:
         {
             "api": {"qps": 0, "burst": 1},
             "logging": {"level": "error", "format": "json"},
-            "operator": {"workers": 8, "csiTimeout": 60, "lease": lease},
+            "binder": {"mode": "instead"},
+            "operator": {"workers": 8, "csiTimeout": 60, "lease": lease, "leaderElection": False},
         }
     )
     settings = operator_settings.read(made.container("Deployment")["args"], {})
-    assert (settings.namespace, settings.node_port, settings.binder_mode) == (NAMESPACE, contract.CSI_PORT, "beside")
+    assert (settings.namespace, settings.node_port, settings.binder_mode) == (NAMESPACE, contract.CSI_PORT, "instead")
     assert (settings.api_qps, settings.api_burst, settings.workers, settings.csi_timeout) == (0, 1, 8, 60)
+    assert settings.leader_election is False
     assert (settings.lease_duration, settings.lease_renew, settings.lease_retry) == (60, 40, 10)
     assert (settings.log_level, settings.log_format) == ("error", "json")
 

@@ -161,6 +161,7 @@ class ModelNodes:
         self.tables: dict[str, set[str]] = {node: set() for node in NODES}
         self.mood: dict[str, str] = dict.fromkeys(NODES, "fine")
         self.destroyed: list[tuple[str, str]] = []
+        self.wiped_for: dict[str, str] = {}
 
     def create(self, node: str, request: CreateRequest) -> Created:
         mood = self.mood[node]
@@ -188,6 +189,14 @@ class ModelNodes:
             self.check_may_destroy(node, name)
             self.tables[node].discard(name)
             self.destroyed.append((node, name))
+
+    def wipe(self, node: str, volume_id: str, released_uid: str) -> None:
+        name = volume_id.removeprefix("vol-")
+        if self.wiped_for.get(name) == released_uid:
+            return
+        assert self.api.claim_of(released_uid) is None, f"{name} was wiped under its living claim"
+        assert name in self.tables[node], f"{name} is not there"
+        self.wiped_for[name] = released_uid
 
     def check_may_destroy(self, node: str, name: str) -> None:
         """What must never happen: data of a living claim, or of a volume with policy Retain, destroyed."""
@@ -256,6 +265,12 @@ class Life:
     async def delete_volume(self, node: str, volume_id: str) -> None:
         self._connect(node)
         self.cluster.nodes.delete(node, volume_id)
+        await Point()
+
+    async def wipe_volume(self, node: str, volume_id: str, *, released_uid: str) -> None:
+        await Point()
+        self._connect(node)
+        self.cluster.nodes.wipe(node, volume_id, released_uid)
         await Point()
 
     async def reach(self, node: str) -> None:

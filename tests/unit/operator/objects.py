@@ -36,7 +36,10 @@ def claim_body(
     body: dict[str, Any] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
     if class_name is not None:
         body["storageClassName"] = class_name
-    return {"metadata": meta, "spec": body | spec, "status": {"phase": phase}}
+    status: dict[str, Any] = {"phase": phase}
+    if phase == "Bound":
+        status |= {"accessModes": body["accessModes"], "capacity": {"storage": size}}
+    return {"metadata": meta, "spec": body | spec, "status": status}
 
 
 def volume_body(

@@ -19,6 +19,7 @@ from moorage_operator.decide.plan import (
     MeasureRoom,
     Plan,
     Remember,
+    RememberWait,
     Requeue,
     Settled,
     Together,
@@ -50,7 +51,6 @@ from tests.unit.operator.objects import (
 
 if TYPE_CHECKING:
     from moorage_operator.ledger import Ledger
-    from moorage_operator.model.volume import Volume
 
 DATA = claim_key("ns", "data")
 NOW = 1000.0
@@ -68,6 +68,20 @@ def attempt(progress: Progress = Progress.RUNNING, **fields: Any) -> Attempt:
         began=NOW - 1,
         **{"node": "n1", "request": request, "progress": progress, **fields},
     )
+
+
+def writes_of(plan: Plan) -> list[Write]:
+    """Every write of a plan, also those that are made together."""
+    together = [write for step in plan if isinstance(step, Together) for write in step.writes]
+    return together + [step for step in plan if isinstance(step, Write)]
+
+
+def waited(ledger: Ledger) -> Ledger:
+    """The same, after the claim has waited long enough for people to be told."""
+    for step in decide_claim(ledger, DATA, NOW - 100):
+        if isinstance(step, RememberWait):
+            ledger.notes.remember_wait(step.uid, step.wait)
+    return ledger
 
 
 def stored(ledger: Ledger) -> Ledger:
@@ -147,33 +161,25 @@ def test_what_the_in_tree_binder_has_done_is_not_done_again(
     of_claim: dict[str, Any], of_volume: dict[str, Any], left: int
 ) -> None:
     ledger = stored(known(claim(**of_claim), volume(**of_volume)))
-    plan = decide_claim(ledger, DATA, NOW)
-    writes = [write for step in plan if isinstance(step, Together) for write in step.writes]
-    assert len(writes) == left
+    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == left
 
 
 def test_bound_by_controller_is_only_said_of_a_volume_we_chose() -> None:
     ledger = stored(known(claim(volumeName="pvc-u1"), volume(phase="Bound")))
-    (beside,) = decide_claim(ledger, DATA, NOW)
-    assert isinstance(beside, Together)
-    assert "bound-by-controller" not in str(beside.writes[0].ops)
-    assert "bind-completed" in str(beside.writes[0].ops)
+    (write,) = writes_of(decide_claim(ledger, DATA, NOW))
+    assert "bound-by-controller" not in str(write.ops)
+    assert "bind-completed" in str(write.ops)
 
 
-@pytest.mark.parametrize(
-    "foreign",
-    [
-        volume(driver="example.com/other"),
-        volume(provisioned_by="example.com/other"),
-        volume(provisioned_by=""),
-        volume(claim=("data", "someone-else")),
-        volume(phase="Released"),
-        volume(phase="Failed"),
-    ],
-)
-def test_a_bind_that_is_not_ours_is_not_finished(foreign: Volume) -> None:
-    ledger = known(claim(volumeName="pvc-u1"), foreign)
-    assert decide_claim(ledger, DATA, NOW) == NOTHING
+def test_a_volume_that_belongs_to_another_claim_is_not_touched() -> None:
+    ledger = known(claim(volumeName="pvc-u1"), volume(claim=("data", "someone-else")))
+    assert not writes_of(decide_claim(ledger, DATA, NOW))
+
+
+@pytest.mark.parametrize("fields", [{"driver": "example.com/other"}, {"provisioned_by": "example.com/other"}, {}])
+def test_a_volume_that_names_the_claim_is_bound_whoever_made_it(fields: dict[str, Any]) -> None:
+    ledger = stored(known(claim(volumeName="pvc-u1"), volume(**fields)))
+    assert [write.path.rpartition("/")[2] for write in writes_of(decide_claim(ledger, DATA, NOW))] == ["status", "data"]
 
 
 @pytest.mark.parametrize(
@@ -182,23 +188,30 @@ def test_a_bind_that_is_not_ours_is_not_finished(foreign: Volume) -> None:
         {"class_name": None},
         {"class_name": ""},
         {"class_name": "absent"},
-        {"deleting": True},
         {"volumeName": "static"},
     ],
 )
-def test_claims_that_are_not_ours_to_make_cost_nothing(fields: dict[str, Any]) -> None:
-    assert decide_claim(known(claim(**fields)), DATA, NOW) == NOTHING
+def test_claims_that_are_not_ours_to_make_are_explained_and_nothing_else(fields: dict[str, Any]) -> None:
+    ledger = known(claim(**fields))
+    assert [type(step) for step in decide_claim(ledger, DATA, NOW)] == [RememberWait, Requeue]
+    assert [type(step) for step in decide_claim(waited(ledger), DATA, NOW)] == [RememberWait, Emit]
 
 
-def test_a_class_of_others_costs_nothing() -> None:
-    assert decide_claim(known(claim(), provisioner="example.com/other"), DATA, NOW) == NOTHING
+def test_nothing_is_made_for_a_claim_that_is_being_deleted() -> None:
+    assert decide_claim(known(claim(deleting=True)), DATA, NOW) == NOTHING
+
+
+def test_a_class_of_others_is_explained_and_nothing_else() -> None:
+    plan = decide_claim(waited(known(claim(), provisioner="example.com/other")), DATA, NOW)
+    assert "example.com/other" in sentence(plan).message
+    assert not writes_of(plan)
 
 
 def test_the_beta_annotation_beats_the_class_in_the_spec() -> None:
     mine = claim(class_name="other", marks={"volume.beta.kubernetes.io/storage-class": "fast"})
-    assert decide_claim(known(mine), DATA, NOW)
+    assert isinstance(decide_claim(known(mine), DATA, NOW)[-1], CreateVolume)
     not_mine = claim(marks={"volume.beta.kubernetes.io/storage-class": ""})
-    assert decide_claim(known(not_mine), DATA, NOW) == NOTHING
+    assert not any(isinstance(step, CreateVolume) for step in decide_claim(known(not_mine), DATA, NOW))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +228,7 @@ def test_what_cannot_be_made_is_told_once(spec: dict[str, Any], word: str) -> No
     (emit,) = decide_claim(ledger, DATA, NOW)
     assert isinstance(emit, Emit)
     assert word in emit.message
-    ledger.notes.tell(Uid("u1"), emit.key)
+    ledger.notes.tell(Uid("u1"), emit.key, emit.message)
     assert decide_claim(ledger, DATA, NOW) == NOTHING
 
 
@@ -223,7 +236,7 @@ def test_what_cannot_be_made_is_told_once(spec: dict[str, Any], word: str) -> No
 
 
 def test_a_late_claim_waits_for_its_node() -> None:
-    assert decide_claim(known(claim(), late=True), DATA, NOW) == NOTHING
+    assert not any(isinstance(step, CreateVolume) for step in decide_claim(known(claim(), late=True), DATA, NOW))
     plan = decide_claim(known(claim(marks=SELECTED), late=True, nodes=("n1", "n2")), DATA, NOW)
     assert isinstance(plan[-1], CreateVolume)
     assert plan[-1].attempt.node == "n1"
@@ -280,11 +293,11 @@ def test_room_is_measured_once_for_many_claims() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"claim": ("data", "")}, {"claim": ("data", "u1")}])
-def test_a_volume_reserved_for_the_claim_is_left_to_the_binder(fields: dict[str, Any]) -> None:
+def test_a_volume_reserved_for_the_claim_is_bound_instead_of_making_one(fields: dict[str, Any]) -> None:
     reserved = volume(name="static", provisioned_by="", phase="Available", **fields)
-    assert decide_claim(known(claim(), reserved), DATA, NOW) == NOTHING
+    assert writes_of(decide_claim(known(claim(), reserved), DATA, NOW))
     small = volume(name="static", provisioned_by="", phase="Available", size="1Mi", **fields)
-    assert decide_claim(known(claim(), small), DATA, NOW)
+    assert isinstance(decide_claim(known(claim(), small), DATA, NOW)[-1], CreateVolume)
 
 
 # After a failure.
@@ -349,7 +362,7 @@ def test_no_room_sends_a_late_claim_back_and_an_immediate_one_on() -> None:
 def test_figures_in_a_sentence_do_not_make_it_a_new_one() -> None:
     ledger = known(claim(marks=SELECTED), late=True)
     plan = answers.create_failed(ledger, attempt(), DriverFinalError("17 bytes free", node="n1"), again=False, now=NOW)
-    ledger.notes.tell(Uid("u1"), sentence(plan).key)
+    ledger.notes.tell(Uid("u1"), sentence(plan).key, sentence(plan).message)
     more = answers.create_failed(ledger, attempt(), DriverFinalError("5 bytes free", node="n1"), again=False, now=NOW)
     assert not [step for step in more if isinstance(step, Emit)]
 

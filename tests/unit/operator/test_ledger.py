@@ -112,8 +112,8 @@ def test_indexes_leave_nothing_behind(ledger: Ledger) -> None:
         ledger.forget(Claim, Uid(f"u{number}"))
         ledger.forget(Volume, Uid(f"p{number}"))
         ledger.forget(Volume, Uid(f"q{number}"))
-    assert not any((ledger._unbound, ledger._of_claim, ledger._free))
-    assert dict(ledger.counts()) == dict.fromkeys(("claim", "volume", "class", "node", "attempt"), 0)
+    assert not any((ledger._unbound, ledger._of_claim, ledger._naming, ledger.stock.free.places()))
+    assert dict(ledger.counts()) == dict.fromkeys(("claim", "volume", "class", "node", "pod", "attempt"), 0)
 
 
 def test_a_list_that_began_before_our_write_does_not_undo_its_answer() -> None:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from moorage_operator.errors import ForbiddenError, ServerError, UnreachableError
 from moorage_operator.lease import Lease, Terms
 from moorage_operator.metrics import Metrics
+from moorage_operator.unled import Unled
 from tests.unit.operator_edges import virtual
 from tests.unit.operator_edges.memory import MemoryStore, World, no_fault
 
@@ -264,6 +265,30 @@ def test_what_stands_in_the_way_is_told() -> None:
 def test_terms_that_let_two_lead_are_refused(terms: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="duration > renew > retry > 0"):
         Terms(duration=terms[0], renew=terms[1], retry=terms[2])
+
+
+def test_without_an_election_every_replica_acts_from_its_start_to_its_end(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        alone = Unled(metrics=metrics)
+        assert alone.is_leader
+        await alone.wait()
+        task = asyncio.create_task(alone.run())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3600):
+                await alone.wait_lost()
+        assert not task.done()
+        assert alone.is_leader
+        assert alone.problem is None
+        assert metrics.registry.get_sample_value("moorage_leader") == 1
+        await stop(task)
+        assert metrics.registry.get_sample_value("moorage_leader") == 0
+
+    virtual.run(main())
+    (said,) = (record for record in caplog.records if record.name == "moorage_operator.unled")
+    assert said.levelname == "WARNING"
+    assert "--leader-election is false" in said.getMessage()
 
 
 def unruly(seed: random.Random) -> Callable[[str, str, bool], Awaitable[None]]:

@@ -1,0 +1,186 @@
+"""Which volume a claim gets (binding.md 1.3), and whether the one it names will do (1.4).
+
+Without a node this is the binder's search: volumes in groups by their exact set of access modes, the group with the
+fewest modes first, and the first group that yields anything ends it. In a group, a volume that is kept for the claim
+wins over every free one, whatever its class or phase; else the smallest that fits. With a node it is the
+scheduler's: no groups, the claim's own volume first, and node affinity counts.
+
+Nothing here looks at every volume: free ones stand on a shelf by what a claim asks for and by size, kept ones are
+found by the name of the claim.
+"""
+
+import enum
+from collections.abc import Collection, Iterator
+
+from moorage_operator.errors import DecisionError
+from moorage_operator.ledger import Ledger
+from moorage_operator.model.affinity import fits
+from moorage_operator.model.claim import Claim
+from moorage_operator.model.node import Node
+from moorage_operator.model.requirement import hold
+from moorage_operator.model.storage_class import Class
+from moorage_operator.model.volume import Volume
+from moorage_operator.shelf import Modes, Place, Row
+
+
+class Mismatch(enum.StrEnum):
+    """What keeps a named volume from being bound, in the order in which it is looked at."""
+
+    DELETING = "it is being deleted"
+    SIZE = "it is too small"
+    CLASS = "it has another storage class"
+    ATTRIBUTES_CLASS = "it has another volume attributes class"
+    NO_ATTRIBUTES_CLASSES = "volume attributes classes are switched off in this cluster"
+    VOLUME_MODE = "it has another volume mode"
+    ACCESS_MODES = "it lacks an access mode that the claim asks for"
+
+
+def is_late(claim: Claim, cls: Class | None) -> bool:
+    """Whether the claim's volume is chosen or made only once a pod has been scheduled.
+
+    Raises:
+        DecisionError: the class does not say; the API server lets no such class in.
+    """
+    if not claim.class_name or cls is None:
+        return False
+    if not cls.binding_mode:
+        raise DecisionError(
+            f"class {cls.name!r} has no volumeBindingMode: Immediate or WaitForFirstConsumer is expected"
+        )
+    return cls.late
+
+
+def satisfies(volume: Volume, claim: Claim) -> bool:
+    """Whether the access modes of the volume hold all that the claim asks for."""
+    return set(claim.access_modes) <= set(volume.access_modes)
+
+
+def mismatch(ledger: Ledger, volume: Volume, claim: Claim) -> Mismatch | None:
+    """Why a claim cannot have the volume that it names; None when it can. Selector and node do not matter."""
+    if volume.deleting:
+        return Mismatch.DELETING
+    if volume.capacity < claim.requested:
+        return Mismatch.SIZE
+    if volume.class_name != (claim.class_name or ""):
+        return Mismatch.CLASS
+    if not ledger.rules.attributes_classes and (volume.attributes_class or claim.attributes_class):
+        return Mismatch.NO_ATTRIBUTES_CLASSES
+    if volume.attributes_class != claim.attributes_class:
+        return Mismatch.ATTRIBUTES_CLASS
+    if volume.volume_mode != claim.volume_mode:
+        return Mismatch.VOLUME_MODE
+    return None if satisfies(volume, claim) else Mismatch.ACCESS_MODES
+
+
+def match(
+    ledger: Ledger,
+    claim: Claim,
+    *,
+    late: bool = False,
+    node: Node | None = None,
+    excluded: Collection[str] = (),
+) -> Volume | None:
+    """The volume for a claim that names none; None when there is none.
+
+    Args:
+        ledger: what is known.
+        claim: which asks.
+        late: the claim binds late: without a node, free volumes are not ours to give.
+        node: where the volume must be usable; None does not ask.
+        excluded: names of volumes that somebody else is being given.
+
+    Raises:
+        DecisionError: the claim's selector cannot be read, or it has an attributes class and those are switched off.
+    """
+    if claim.attributes_class and not ledger.rules.attributes_classes:
+        raise DecisionError(
+            f"the claim asks for VolumeAttributesClass {claim.attributes_class!r}, which this cluster has switched off"
+        )
+    problem = next((one.problem for one in claim.selector or () if one.problem), "")
+    if problem:
+        raise DecisionError(f"the claim's selector cannot be read: {problem}")
+    kept = sorted(
+        (
+            volume
+            for volume in ledger.volumes_for(claim.key)
+            if volume.name not in excluded and _kept(ledger, volume, claim)
+        ),
+        key=lambda volume: (volume.capacity, volume.name),
+    )
+    if node is not None:
+        if kept and kept[0].class_name == (claim.class_name or ""):
+            return kept[0] if fits(kept[0].affinity, node) else None
+        return _smallest(ledger, claim, node, excluded)
+    return _by_groups(ledger, claim, kept, late=late)
+
+
+def _kept(ledger: Ledger, volume: Volume, claim: Claim) -> bool:
+    """A volume that is kept for the claim and that it can have: class, selector and phase do not matter."""
+    return (
+        volume.claim is not None
+        and volume.claim.means(claim)
+        and volume.capacity >= claim.requested
+        and volume.volume_mode == claim.volume_mode
+        and volume.attributes_class == claim.attributes_class
+        and (ledger.rules.attributes_classes or not volume.attributes_class)
+        and not volume.deleting
+    )
+
+
+def _by_groups(ledger: Ledger, claim: Claim, kept: list[Volume], *, late: bool) -> Volume | None:
+    """The smallest group of modes that has anything; what is kept for a whole namespace comes after what is free."""
+    asked = frozenset(claim.access_modes)
+    own = {frozenset(volume.access_modes): volume for volume in reversed(kept)}
+    free = {} if late else ledger.stock.free.rows(Place.of_claim(claim))
+    for modes in sorted({*own, *free}, key=group_order):
+        if not asked <= modes:
+            continue
+        if modes in own:
+            return own[modes]
+        found = next(_fitting(ledger, claim, free[modes]), None)
+        if found is not None:
+            return found
+    return None if late else _of_namespace(ledger, claim)
+
+
+def _of_namespace(ledger: Ledger, claim: Claim) -> Volume | None:
+    rows = ledger.stock.free.rows(Place.of_claim(claim, claim.namespace))
+    for modes in sorted(rows, key=group_order):
+        if modes >= frozenset(claim.access_modes):
+            found = next(_fitting(ledger, claim, rows[modes]), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _smallest(ledger: Ledger, claim: Claim, node: Node, excluded: Collection[str]) -> Volume | None:
+    """The smallest free volume that the node can use, whatever its set of modes."""
+    asked = frozenset(claim.access_modes)
+    for namespace in ("", claim.namespace):
+        rows = ledger.stock.free.rows(Place.of_claim(claim, namespace))
+        found = [
+            next((each for each in _fitting(ledger, claim, row, excluded) if fits(each.affinity, node)), None)
+            for modes, row in rows.items()
+            if asked <= modes
+        ]
+        best = min(
+            (each for each in found if each is not None), key=lambda each: (each.capacity, each.name), default=None
+        )
+        if best is not None:
+            return best
+    return None
+
+
+def _fitting(ledger: Ledger, claim: Claim, row: Row, excluded: Collection[str] = ()) -> Iterator[Volume]:
+    """The volumes of a row that are large enough and that the selector takes, smallest first."""
+    for _, name in row.from_size(claim.requested, claim.selector):
+        volume = ledger.volume(name)
+        if volume is None or name in excluded:
+            continue
+        if claim.selector is None or hold(claim.selector, volume.labels):
+            yield volume
+
+
+def group_order(modes: Modes) -> tuple[int, list[str]]:
+    """Sorts sets of modes into the order in which they are searched."""
+    return len(modes), sorted(modes)
