@@ -1,4 +1,4 @@
-"""The driver behind the RPCs, put together from its settings: the pools, and the two services that share them."""
+"""The driver behind the RPCs, put together from its settings: the pools, and the services that share them."""
 
 import asyncio
 import dataclasses
@@ -12,6 +12,7 @@ from moorage_csi.rpc.controller import Controller
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.node import Node
 from moorage_csi.rpc.pools import Pools, Station
+from moorage_csi.rpc.volumes import Volumes
 from moorage_csi.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -21,12 +22,13 @@ FIGURES_SECONDS: Final = 3.0
 
 
 class Driver:
-    """Pools, Controller and Node of this node. Made by ``open``."""
+    """Pools, Controller, Volumes and Node of this node. Made by ``open``."""
 
     def __init__(self, settings: Settings) -> None:
         self._guard = Guard()
         self._pools = Pools(settings.pools, node_name=settings.node_name)
         self.controller = Controller(pools=self._pools, node_name=settings.node_name, guard=self._guard)
+        self.volumes = Volumes(pools=self._pools, node_name=settings.node_name, guard=self._guard)
         self.node = Node(
             pools=self._pools,
             node_name=settings.node_name,

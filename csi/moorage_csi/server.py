@@ -1,9 +1,9 @@
 """The program put together: what is served where, from the first socket to the last answer.
 
-    unix socket      Identity, Controller, Node    the kubelet, and sidecars that people have
-    TCP, mutual TLS  Identity, Controller          the operator, and nobody else
-    registration     Registration                  the kubelet
-    pages            /metrics /healthz /readyz     Prometheus and the kubelet's probes
+    unix socket      Identity, Controller, Volumes, Node    the kubelet, and sidecars that people have
+    TCP, mutual TLS  Identity, Controller, Volumes          the operator, and nobody else
+    registration     Registration                           the kubelet
+    pages            /metrics /healthz /readyz              Prometheus and the kubelet's probes
 
 The unix socket does not wait for certificates, and nothing waits for the kubelet. Stopping ends
 listening, waits for what is being answered and for the work behind it, and touches no volume: what is
@@ -26,7 +26,7 @@ from moorage_csi.kubelet import Registration, RegistrationRefusedError
 from moorage_csi.listeners import CHECK_SECONDS, ListenError, TcpListener, UnixListener
 from moorage_csi.metrics import CONTENT_TYPE, Metrics, PoolFigures
 from moorage_csi.pages import Page, Pages, plain
-from moorage_csi.proto import csi_pb2_grpc
+from moorage_csi.proto import csi_pb2_grpc, moorage_pb2_grpc
 from moorage_csi.readiness import Readiness
 from moorage_csi.rpc.edge import Edge
 from moorage_csi.rpc.identity import Identity
@@ -63,6 +63,10 @@ class Services(Protocol):
     @property
     def controller(self) -> csi_pb2_grpc.ControllerServicer:
         """The Controller service."""
+
+    @property
+    def volumes(self) -> moorage_pb2_grpc.VolumesServicer:
+        """What is done to volumes beside CSI."""
 
     @property
     def node(self) -> csi_pb2_grpc.NodeServicer:
@@ -195,6 +199,7 @@ class Program:
     def _assemble_remote(self, server: grpc.aio.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(self._identity, server)
         csi_pb2_grpc.add_ControllerServicer_to_server(self._services.controller, server)
+        moorage_pb2_grpc.add_VolumesServicer_to_server(self._services.volumes, server)
 
     async def _metrics_page(self) -> Page:
         self.metrics.show(await self._services.figures())

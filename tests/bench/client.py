@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Client:
                 raise RequestFailedError(f"{verb} {path}: {answer.status} {raw[:300].decode(errors='replace')}")
             return orjson.loads(raw)
 
-    async def watch(self, path: str, *, resource_version: str) -> AsyncIterator[dict[str, Any]]:
+    async def watch(self, path: str, *, resource_version: str) -> AsyncGenerator[dict[str, Any], None]:
         """Yield watch events after a resource version until the caller stops asking.
 
         Raises:
@@ -76,6 +76,12 @@ async def connect(kubeconfig: Path) -> AsyncIterator[Client]:
 
 def _decoded(data: str | None) -> str | None:
     return None if data is None else base64.b64decode(data).decode()
+
+
+async def make_namespaces(client: Client, *names: str) -> None:
+    """Make namespaces that are not there."""
+    for name in names:
+        await client.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
 
 
 async def gather_bounded(*, limit: int, jobs: list[Any]) -> list[Any]:

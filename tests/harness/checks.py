@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.harness.progress import Progress
 
-PROTOS = ("csi.proto", "registration.proto")
+PROTOS = ("csi.proto", "moorage.proto", "registration.proto")
 STUBS = Path("moorage_csi/proto")
 MANIFESTS = ROOT / "manifests" / "moorage.yaml"
 

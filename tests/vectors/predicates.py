@@ -8,10 +8,10 @@ from moorage_operator.decide import marks, matching
 from moorage_operator.errors import DecisionError
 from moorage_operator.ledger import Ledger
 from moorage_operator.model.affinity import affinity, fits
+from moorage_operator.model.claim import MIGRATED_TO, Claim
 from moorage_operator.model.node import Node
 from moorage_operator.model.rules import Rules
 from moorage_operator.model.storage_class import Class
-from moorage_operator.model.claim import MIGRATED_TO, Claim
 from moorage_operator.model.volume import Volume
 from tests.vectors import shapes
 

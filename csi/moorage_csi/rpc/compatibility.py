@@ -5,9 +5,9 @@ from typing import Final
 
 from moorage_csi import contract
 from moorage_csi.contract import Context
-from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, PreconditionError
+from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, PreconditionError, UnavailableError
 from moorage_csi.rpc.validation import Access, Creation
-from moorage_csi.volumes.record import Mode, Record
+from moorage_csi.volumes.record import Mode, Record, State
 
 _ACCEPTED_QUOTAS: Final = {
     contract.QUOTA_REQUIRED: (contract.QUOTA_ENFORCED,),
@@ -49,6 +49,16 @@ def refuse_unusable(record: Record, access: Access, *, shared: bool) -> None:
         raise PreconditionError(
             f"volume {record.id} lies on one node's own disk; allowed are the single-node access modes"
         )
+
+
+def refuse_unready(record: Record) -> None:
+    """Refuse a volume that is being made, wiped or deleted, or whose making, wiping or deleting stopped half way.
+
+    Raises:
+        UnavailableError: it is none to use yet, or no more.
+    """
+    if record.state is not State.READY:
+        raise UnavailableError(f"volume {record.id} is {record.state}: ask again when that has ended")
 
 
 def refuse_other_context(given: Mapping[str, str], ours: Mapping[str, str]) -> None:

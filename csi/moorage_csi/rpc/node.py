@@ -22,14 +22,14 @@ from moorage_csi.errors import (
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.proto import csi_pb2_grpc
 from moorage_csi.rpc import validation
-from moorage_csi.rpc.compatibility import refuse_unusable
+from moorage_csi.rpc.compatibility import refuse_unready, refuse_unusable
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.pools import Pools, Station
 from moorage_csi.rpc.provisioning import shape_of
 from moorage_csi.rpc.unoffered import unoffered
 from moorage_csi.rpc.validation import Access
 from moorage_csi.volumes.lane import Lane
-from moorage_csi.volumes.record import Record, State, VolumeId
+from moorage_csi.volumes.record import Record, VolumeId
 
 _Rpc = csi.NodeServiceCapability.RPC
 _CAPABILITIES: Final = (_Rpc.GET_VOLUME_STATS, _Rpc.SINGLE_NODE_MULTI_WRITER)
@@ -144,8 +144,7 @@ class Node(csi_pb2_grpc.NodeServicer):
 
     async def _publish(self, volume: VolumeId, access: Access, publication: Publication) -> None:
         station, record = await self._found(volume)
-        if record.state is not State.READY:
-            raise UnavailableError(f"volume {volume} is {record.state}: ask again when that has ended")
+        refuse_unready(record)
         refuse_unusable(record, access, shared=station.settings.shared)
         opened = await station.open()
         backend = opened.backend_of(record)

@@ -6,6 +6,9 @@ write leaves a record in state ``creating``, and that is never continued: nobody
 storage came, so the next attempt, or the next start, throws it away and begins with a new file. A
 filesystem is therefore made only in storage that the same attempt has made, never in one that was found.
 
+A volume that is being wiped (see ``wiping``) was given to somebody: it is not made anew, and deleting it is
+like deleting one that is ready.
+
 Deleting: look that nobody uses it · write the record (``deleting``) · rename the folder into the trash.
 Whatever stops before the rename is done again; after it there is nothing left to do.
 
@@ -31,10 +34,10 @@ from moorage_csi.errors import (
     UnavailableError,
 )
 from moorage_csi.host.commands import CommandError
-from moorage_csi.rpc.compatibility import refuse_different
+from moorage_csi.rpc.compatibility import refuse_different, refuse_unready
 from moorage_csi.rpc.pools import OpenPool, Station
 from moorage_csi.rpc.validation import DEFAULT_PERMISSIONS, Creation, size_within
-from moorage_csi.volumes.record import Mode, Record, State
+from moorage_csi.volumes.record import GIVEN, Mode, Record, State
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_WORDS: Final = "No space left on device"
 
 
-def _no_step(_: str) -> None:
+def no_step(_: str) -> None:
     """Nobody watches the steps."""
 
 
@@ -58,7 +61,7 @@ class Provisioner:
         node_name: str,
         clock: Callable[[], float],
         new_uuid: Callable[[], uuid.UUID] = uuid.uuid4,
-        step: Callable[[str], None] = _no_step,
+        step: Callable[[str], None] = no_step,
     ) -> None:
         self._node_name = node_name
         self._clock = clock
@@ -72,19 +75,32 @@ class Provisioner:
             AlreadyExistsError: there is one of that name that is not what is asked for.
             ExhaustedError: there is no room, by the account or on the disk.
             InternalError: a step failed, and all of it was undone.
-            UnavailableError: a step failed, and so did undoing it: the next attempt begins with that.
+            UnavailableError: a step failed, and so did undoing it: the next attempt begins with that. Or the volume
+                is being wiped.
         """
         opened = await station.open()
         existing = await station.lane.run(lambda: opened.pool.find(wish.id))
-        if existing is not None and existing.state is State.READY:
+        if existing is not None and existing.state in GIVEN:
             refuse_different(existing, wish)
+            refuse_unready(existing)
             return existing
         record = self._plan(opened, wish)
         if existing is not None:
             await self._throw_away(station, opened, existing)
         await station.lane.run(lambda: opened.pool.begin(record))
         self._step("begun")
-        return await self._undoing(station, opened, record, lambda: self._fill(station, opened, record))
+        made = await self._undoing(station, opened, record, lambda: self._fill(station, opened, record))
+        _log.info(
+            "volume made",
+            extra={
+                "volume": record.id,
+                "pool": station.name,
+                "request_name": record.name,
+                "backend": record.backend,
+                "bytes": record.size,
+            },
+        )
+        return made
 
     async def delete(self, station: Station, record: Record) -> None:
         """Take the volume out of its pool; the data goes later, or stays if its class says so.
@@ -138,32 +154,13 @@ class Provisioner:
 
     async def _fill(self, station: Station, opened: OpenPool, record: Record) -> Record:
         """Make what the record promises; returns the record of the volume that is ready."""
-        backend, shape = opened.backend_of(record), shape_of(record)
-
-        def make() -> None:
-            with opened.pool.folder(record.id) as folder:
-                backend.make(folder, shape)
-
-        await station.lane.run(make)
+        await station.lane.run(lambda: make_storage(opened, record))
         self._step("made")
-        if shape.filesystem:
-            async with station.formatting:
-                with opened.pool.folder(record.id) as folder:
-                    await backend.format(folder, shape)
+        if record.filesystem:
+            await make_filesystem(station, opened, record)
             self._step("formatted")
-        ready = replace(record, formatted=bool(shape.filesystem), state=State.READY)
-        await station.lane.run(lambda: opened.pool.update(ready))
+        ready = await station.lane.run(lambda: become_ready(opened, record))
         self._step("ready")
-        _log.info(
-            "volume made",
-            extra={
-                "volume": record.id,
-                "pool": station.name,
-                "request_name": record.name,
-                "backend": record.backend,
-                "bytes": record.size,
-            },
-        )
         return ready
 
     async def _undoing(
@@ -198,7 +195,7 @@ class Provisioner:
         backend = opened.backend_of(record)
         try:
             with opened.pool.folder(record.id) as folder:
-                if record.state is State.READY and (users := backend.users(folder)):
+                if record.state in GIVEN and (users := backend.users(folder)):
                     raise PreconditionError(
                         f"volume {record.id} is in use on {self._node_name} ({', '.join(users)}) and is not deleted: "
                         "unpublish it first"
@@ -210,6 +207,26 @@ class Provisioner:
             return
         opened.pool.discard(record)
         self._step("discarded")
+
+
+def make_storage(opened: OpenPool, record: Record) -> None:
+    """Make what the record promises but the filesystem, in a folder that holds none of it. Blocks."""
+    with opened.pool.folder(record.id) as folder:
+        opened.backend_of(record).make(folder, shape_of(record))
+
+
+async def make_filesystem(station: Station, opened: OpenPool, record: Record) -> None:
+    """Make the filesystem in storage that the same attempt has just made; the record says that there is none."""
+    async with station.formatting:
+        with opened.pool.folder(record.id) as folder:
+            await opened.backend_of(record).format(folder, shape_of(record))
+
+
+def become_ready(opened: OpenPool, record: Record) -> Record:
+    """Write that all of it is made; returns that record. Blocks."""
+    ready = replace(record, formatted=bool(record.filesystem), state=State.READY)
+    opened.pool.update(ready)
+    return ready
 
 
 def shape_of(record: Record) -> Shape:

@@ -28,8 +28,12 @@ LONGEST_NAME: Final = 128
 
 LONGEST_PATH: Final = 4096
 
+MOST_WIPES: Final = 4096
+"""Claims that a record remembers to have been wiped after: as many as it has room for with the longest uids."""
+
 DEFAULT_PERMISSIONS: Final = 0o770
 
+_UID: Final = re.compile(rf"[0-9A-Za-z][-._0-9A-Za-z]{{0,{LONGEST_NAME - 1}}}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _PERMISSIONS: Final = re.compile(r"0?[0-7]{3}")
 _BUILT_ON_DELETES: Final = (contract.ON_DELETE_DELETE, contract.ON_DELETE_RETAIN)
@@ -138,6 +142,16 @@ def volume_id(value: str) -> VolumeId:
     if "/" in text or ".." in text:
         raise InvalidArgumentError(f"volume_id {value!r} has the look of a path: an id is looked up by name")
     return VolumeId(text)
+
+
+def released_uid(value: str) -> str:
+    """The uid of a claim, which is kept in a record: short, and of letters that need no escape there."""
+    text = _text("released_uid", value, longest=LONGEST_NAME)
+    if not _UID.fullmatch(text):
+        raise InvalidArgumentError(
+            f"released_uid {value!r} is not the uid of a claim; allowed are letters, digits, '-', '_' and '.'"
+        )
+    return text
 
 
 def target_path(value: str, *, kubelet_dir: str) -> str:

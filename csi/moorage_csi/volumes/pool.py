@@ -256,6 +256,31 @@ class Pool:
             folder.write_atomic(records.RECORD_NAME, records.serialise(record))
         self._records[record.id] = record
 
+    def strip(self, record: Record) -> None:
+        """Move all that the volume's folder holds beside its record into the trash, durably. Nothing there: no change.
+
+        A crash between two moves leaves the rest for the next call.
+        """
+        with self._volumes.child(record.id) as folder:
+            for name in folder.names():
+                if name != records.RECORD_NAME:
+                    self.trash.put(folder, name, record.id)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep the other nodes of a shared pool from promising and wiping for as long as the block lasts.
+
+        Waits for one that is at it. The lock goes with the process. A pool of this node alone needs none.
+        """
+        if not self.settings.shared:
+            yield
+            return
+        fd = identity.lock_shared(self._root)
+        try:
+            yield
+        finally:
+            os.close(fd)
+
     def discard(self, record: Record) -> None:
         """Take the volume out of the pool: into the trash, or among the retained if its class says so.
 
@@ -263,7 +288,7 @@ class Pool:
         the record in state ``deleting``, which the next start or call finishes; after it, nothing is left
         to do. Gone already: nothing happens.
         """
-        if record.state is State.READY:
+        if record.state in records.GIVEN:
             try:
                 self.update(replace(record, state=State.DELETING))
             except FileNotFoundError:
@@ -309,11 +334,12 @@ class Pool:
         """Bring to an end what an earlier process of this node left in the middle.
 
         Volumes that never became ready go to the trash, deletions that began are finished, half-made folders
-        are removed. It may itself be interrupted and repeated. In a shared pool only what this node began is
-        touched: another node may be at work.
+        are removed. A wipe that began stays as it is until it is asked for again: the volume is somebody's. It may
+        itself be interrupted and repeated. In a shared pool only what this node began is touched: another node may
+        be at work.
         """
         for record in tuple(self._records.values()):
-            if record.state is State.READY or (self.settings.shared and record.node != self._node):
+            if record.state in records.GIVEN or (self.settings.shared and record.node != self._node):
                 continue
             _log.warning(
                 "brought to an end what was left in the middle",
@@ -341,12 +367,9 @@ class Pool:
             if not self.settings.shared:
                 yield
                 return
-            fd = identity.lock_shared(self._root)
-            try:
+            with self.alone():
                 self.load()
                 yield
-            finally:
-                os.close(fd)
 
     def _look(self, name: str) -> Record | Problem | None:
         """What lies in one folder on the disk: a volume, something not to be touched, or nothing."""

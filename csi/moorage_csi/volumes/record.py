@@ -1,9 +1,10 @@
 """The ownership record: what a volume is, written beside its data.
 
 Everything that may destroy data is decided from it and never from a guess: whether a filesystem may
-be made (only before ``formatted``), whether a folder may go, to whom the data belonged when the
-cluster that knew it is lost. A record that cannot be read, or that a newer release wrote, is
-therefore reported and left alone: ``parse`` raises, and nobody fills in what is missing.
+be made (only before ``formatted``), whether a folder may go, for which claims the volume was wiped
+already, to whom the data belonged when the cluster that knew it is lost. A record that cannot be read, or
+that a newer release wrote, is therefore reported and left alone: ``parse`` raises, and nobody fills in what
+is missing.
 """
 
 import enum
@@ -14,7 +15,10 @@ from typing import Any, Final, NewType, TypeVar
 
 VolumeId = NewType("VolumeId", str)
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
+"""The newest form. Version 1 knows nothing of wiping; a volume that was never wiped is still written so, and an
+older release reads it."""
+
 RECORD_NAME: Final = "record.json"
 
 ID_PATTERN: Final = re.compile(r"vol-[0-9a-f]{32}")
@@ -26,7 +30,12 @@ class State(enum.StrEnum):
 
     CREATING = "creating"
     READY = "ready"
+    WIPING = "wiping"
     DELETING = "deleting"
+
+
+GIVEN: Final = frozenset({State.READY, State.WIPING})
+"""States of a volume that somebody was given: it stays until it is deleted, whatever stops in the middle."""
 
 
 class Mode(enum.StrEnum):
@@ -56,9 +65,11 @@ class Record:
     """One volume. Sizes in bytes, ``created`` in seconds since the epoch.
 
     ``name`` is the name in the create request, from which ``id`` follows. ``filesystem`` is empty for a
-    block device and for a directory, which lives on the pool's own. ``formatted`` becomes true once, in
-    the same write that makes the volume ready, and never false again. ``quota`` is the word of
-    ``contract.Context.QUOTA``. ``parent`` is the volume or snapshot it was made from.
+    block device and for a directory, which lives on the pool's own. ``formatted`` becomes true in the same
+    write that makes the volume ready, and false only in a wipe, once the old storage is out of the folder.
+    ``quota`` is the word of ``contract.Context.QUOTA``. ``parent`` is the volume or snapshot it was made from.
+    ``wiped_for`` are the uids of all the claims after which it was wiped, oldest first; while the state is
+    ``wiping``, the last one's wipe has not ended.
     """
 
     id: VolumeId
@@ -79,13 +90,14 @@ class Record:
     on_delete: str
     created: float
     parent: str | None = None
+    wiped_for: tuple[str, ...] = ()
 
 
 def serialise(record: Record) -> bytes:
     """The bytes of a record file: JSON with sorted keys, so that equal records are equal files."""
     claim = record.claim
     document: dict[str, Any] = {
-        "version": RECORD_VERSION,
+        "version": RECORD_VERSION if record.wiped_for else 1,
         "id": record.id,
         "name": record.name,
         "uuid": record.uuid,
@@ -105,6 +117,8 @@ def serialise(record: Record) -> bytes:
         "created": record.created,
         "parent": record.parent,
     }
+    if record.wiped_for:
+        document["wipedFor"] = list(record.wiped_for)
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
@@ -145,12 +159,15 @@ def parse(content: bytes) -> Record:
         on_delete=fields.text("onDelete"),
         created=float(fields.take("created", int, float)),
         parent=fields.take("parent", str, type(None)),
+        wiped_for=_uids(fields.take("wipedFor", list)) if version > 1 else (),
     )
     fields.end()
     if not ID_PATTERN.fullmatch(record.id):
         raise DamagedRecordError(f"id {record.id!r} is not one that this driver gives")
     if record.size <= 0:
         raise DamagedRecordError(f"sizeBytes is {record.size}")
+    if record.state is State.WIPING and not record.wiped_for:
+        raise DamagedRecordError("state is 'wiping', and no claim is named for which")
     return record
 
 
@@ -161,6 +178,12 @@ def _claim(document: dict[str, Any] | None) -> Claim | None:
     claim = Claim(namespace=fields.text("namespace"), name=fields.text("name"))
     fields.end()
     return claim
+
+
+def _uids(values: list[Any]) -> tuple[str, ...]:
+    if not values or any(type(value) is not str or not value for value in values):
+        raise DamagedRecordError(f"field 'wipedFor' is {values!r}, not a list of uids")
+    return tuple(values)
 
 
 def _octal(text: str) -> int:

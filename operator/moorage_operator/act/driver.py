@@ -25,7 +25,7 @@ import grpc
 import grpc.aio
 
 from moorage_csi.contract import DRIVER_NAME, NODE_SERVER_NAME, TOPOLOGY_KEY
-from moorage_csi.proto import csi_pb2, csi_pb2_grpc
+from moorage_csi.proto import csi_pb2, csi_pb2_grpc, moorage_pb2, moorage_pb2_grpc
 from moorage_operator.act import messages
 from moorage_operator.certificates import ClientTls
 from moorage_operator.errors import DriverUnreachableError
@@ -85,6 +85,7 @@ class _Connection:
     channel: grpc.aio.Channel
     tls: ClientTls
     controller: "csi_pb2_grpc.ControllerAsyncStub"
+    volumes: "moorage_pb2_grpc.VolumesAsyncStub"
     used_at: float
     calls: int = 0
     retired: bool = False
@@ -127,7 +128,9 @@ class Driver:
             DriverCallError: a leaf of it says what may be believed now.
         """
         message = messages.create_request(request, node=node)
-        answer = await self._call(node, "CreateVolume", lambda stub: stub.CreateVolume(message, timeout=self._timeout))
+        answer = await self._call(
+            node, "CreateVolume", lambda at: at.controller.CreateVolume(message, timeout=self._timeout)
+        )
         return messages.created(answer, node=node)
 
     async def delete_volume(self, node: str, volume_id: str) -> None:
@@ -137,7 +140,22 @@ class Driver:
             DriverCallError: a leaf of it says what may be believed now.
         """
         message = csi_pb2.DeleteVolumeRequest(volume_id=volume_id)
-        await self._call(node, "DeleteVolume", lambda stub: stub.DeleteVolume(message, timeout=self._timeout))
+        await self._call(node, "DeleteVolume", lambda at: at.controller.DeleteVolume(message, timeout=self._timeout))
+
+    async def wipe_volume(self, node: str, volume_id: str, *, released_uid: str) -> None:
+        """Replace a volume's content on a node by nothing, once for each claim that had it.
+
+        Args:
+            node: where the volume lies.
+            volume_id: the volume.
+            released_uid: the uid of the claim that was released. The same uid again, however late, is a
+                success that touches nothing, so the next claim's data is never met.
+
+        Raises:
+            DriverCallError: a leaf of it says what may be believed now.
+        """
+        message = moorage_pb2.WipeVolumeRequest(volume_id=volume_id, released_uid=released_uid)
+        await self._call(node, "WipeVolume", lambda at: at.volumes.WipeVolume(message, timeout=self._timeout))
 
     async def reach(self, node: str) -> None:
         """Make sure that the node's plugin can be called now, so that a call that follows is sent at once.
@@ -154,7 +172,9 @@ class Driver:
             DriverCallError: a leaf of it says why it is not known.
         """
         message = csi_pb2.GetCapacityRequest(parameters=parameters)
-        answer = await self._call(node, "GetCapacity", lambda stub: stub.GetCapacity(message, timeout=self._timeout))
+        answer = await self._call(
+            node, "GetCapacity", lambda at: at.controller.GetCapacity(message, timeout=self._timeout)
+        )
         return answer.available_capacity
 
     async def close(self) -> None:
@@ -170,7 +190,7 @@ class Driver:
         self,
         node: str,
         method: str,
-        send: Callable[["csi_pb2_grpc.ControllerAsyncStub"], Awaitable[Answer]],
+        send: Callable[[_Connection], Awaitable[Answer]],
     ) -> Answer:
         started = self._clock()
         code = "UNREACHABLE"
@@ -178,7 +198,7 @@ class Driver:
             connection = await self._connection(node)
             connection.calls += 1
             try:
-                answer = await send(connection.controller)
+                answer = await send(connection)
             except grpc.aio.AioRpcError as error:
                 code = error.code().name
                 if error.code() in messages.CONNECTION_CODES:
@@ -253,7 +273,11 @@ class Driver:
             await channel.close()
             raise
         return _Connection(
-            channel=channel, tls=tls, controller=csi_pb2_grpc.ControllerStub(channel), used_at=self._clock()
+            channel=channel,
+            tls=tls,
+            controller=csi_pb2_grpc.ControllerStub(channel),
+            volumes=moorage_pb2_grpc.VolumesStub(channel),
+            used_at=self._clock(),
         )
 
     def _retire(self, node: str, connection: _Connection, *, force: bool = False) -> None:

@@ -266,7 +266,7 @@ class Recorder:
 def _name(entry: _Entry) -> str:
     """The same for the same event of the same object, whoever records it."""
     regarding = entry.regarding
-    said = "\0".join((regarding.kind, regarding.uid, entry.type, entry.reason, entry.message))
+    said = f"{regarding.kind}\0{regarding.uid}\0{entry.type}\0{entry.reason}\0{entry.message}"
     return f"{regarding.name[:NAME_LIMIT].rstrip('.-')}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 

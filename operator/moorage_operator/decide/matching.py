@@ -108,10 +108,12 @@ def match(
         key=lambda volume: (volume.capacity, volume.name),
     )
     if node is not None:
-        if kept and kept[0].class_name == (claim.class_name or ""):
-            return kept[0] if fits(kept[0].affinity, node) else None
+        # The scheduler lists the volumes of the claim's class only, so here a kept one of another class does not count.
+        own = next((volume for volume in kept if volume.class_name == (claim.class_name or "")), None)
+        if own is not None:
+            return own if fits(own.affinity, node) else None
         return _smallest(ledger, claim, node, excluded)
-    return _by_groups(ledger, claim, kept, late=late)
+    return _by_groups(ledger, claim, kept, excluded, late=late)
 
 
 def _kept(ledger: Ledger, volume: Volume, claim: Claim) -> bool:
@@ -127,7 +129,9 @@ def _kept(ledger: Ledger, volume: Volume, claim: Claim) -> bool:
     )
 
 
-def _by_groups(ledger: Ledger, claim: Claim, kept: list[Volume], *, late: bool) -> Volume | None:
+def _by_groups(
+    ledger: Ledger, claim: Claim, kept: list[Volume], excluded: Collection[str], *, late: bool
+) -> Volume | None:
     """The smallest group of modes that has anything; what is kept for a whole namespace comes after what is free."""
     asked = frozenset(claim.access_modes)
     own = {frozenset(volume.access_modes): volume for volume in reversed(kept)}
@@ -137,17 +141,17 @@ def _by_groups(ledger: Ledger, claim: Claim, kept: list[Volume], *, late: bool) 
             continue
         if modes in own:
             return own[modes]
-        found = next(_fitting(ledger, claim, free[modes]), None)
+        found = next(_fitting(ledger, claim, free[modes], excluded), None)
         if found is not None:
             return found
-    return None if late else _of_namespace(ledger, claim)
+    return None if late else _of_namespace(ledger, claim, excluded)
 
 
-def _of_namespace(ledger: Ledger, claim: Claim) -> Volume | None:
+def _of_namespace(ledger: Ledger, claim: Claim, excluded: Collection[str]) -> Volume | None:
     rows = ledger.stock.free.rows(Place.of_claim(claim, claim.namespace))
     for modes in sorted(rows, key=group_order):
         if modes >= frozenset(claim.access_modes):
-            found = next(_fitting(ledger, claim, rows[modes]), None)
+            found = next(_fitting(ledger, claim, rows[modes], excluded), None)
             if found is not None:
                 return found
     return None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.chart.rendering import NAMESPACE, Rendering, render
+from tests.unit.chart.rendering import NAMESPACE, Rendering, Values, render
 
 READ = {"get", "list", "watch"}
 ANYWHERE = {
@@ -20,11 +20,9 @@ ANYWHERE = {
     ("storage.k8s.io", "storageclasses", ""): READ,
     ("storage.k8s.io", "csinodes", ""): READ,
 }
-THE_LEASE = {
+IN_ITS_NAMESPACE = {
     ("coordination.k8s.io", "leases", ""): {"create"},
     ("coordination.k8s.io", "leases", "moorage-operator"): {"get", "update"},
-}
-THE_SECRETS = {
     ("", "secrets", ""): {"create"},
     ("", "secrets", "moorage-ca"): {"get", "update", "delete"},
     ("", "secrets", "moorage-node-tls"): {"get", "update", "delete"},
@@ -50,15 +48,12 @@ def test_the_operator_has_these_rights_anywhere(defaults: Rendering) -> None:
 def test_the_operator_has_these_rights_in_its_namespace(defaults: Rendering) -> None:
     role = defaults.only("Role")
     assert role["metadata"]["namespace"] == NAMESPACE
-    assert _rights(role) == THE_LEASE | THE_SECRETS
+    assert _rights(role) == IN_ITS_NAMESPACE
 
 
-def test_without_an_election_there_is_no_right_to_a_lease() -> None:
-    assert _rights(render({"operator": {"leaderElection": False}}).only("Role")) == THE_SECRETS
-
-
-def test_taking_the_binders_place_needs_no_further_right(defaults: Rendering) -> None:
-    made = render({"binder": {"mode": "instead"}})
+@pytest.mark.parametrize("values", [{"binder": {"mode": "instead"}}, {"operator": {"leaderElection": False}}])
+def test_neither_the_binders_place_nor_the_election_changes_the_rights(values: Values, defaults: Rendering) -> None:
+    made = render(values)
     for kind in ("ClusterRole", "Role"):
         assert made.only(kind) == defaults.only(kind)
 

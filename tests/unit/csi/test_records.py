@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moorage_csi.host.paths import READ_LIMIT
+from moorage_csi.rpc.validation import LONGEST_NAME, MOST_WIPES
 from moorage_csi.volumes.record import Claim, DamagedRecordError, Mode, Record, State, VolumeId, parse, serialise
 
 _TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
 
-a_record = st.builds(
+_UIDS = st.lists(_TEXT.filter(bool), max_size=3).map(tuple)
+
+_made = st.builds(
     Record,
     id=st.from_regex(r"vol-[0-9a-f]{32}", fullmatch=True).map(VolumeId),
     name=_TEXT,
@@ -31,7 +35,10 @@ a_record = st.builds(
     on_delete=st.sampled_from(["delete", "retain"]),
     created=st.floats(min_value=0, max_value=1e11),
     parent=st.none() | _TEXT,
+    wiped_for=_UIDS,
 )
+
+a_record = _made.filter(lambda record: record.state is not State.WIPING or record.wiped_for)
 
 EXAMPLE = Record(
     id=VolumeId("vol-" + "0" * 32),
@@ -53,6 +60,8 @@ EXAMPLE = Record(
     created=1.5,
 )
 
+WIPED = replace(EXAMPLE, wiped_for=("uid-1", "uid-2"))
+
 
 @given(a_record)
 def test_a_record_that_is_written_is_the_record_that_is_read(record: Record) -> None:
@@ -60,7 +69,32 @@ def test_a_record_that_is_written_is_the_record_that_is_read(record: Record) -> 
 
 
 def test_every_field_is_in_the_file() -> None:
-    assert len(json.loads(serialise(EXAMPLE))) == len(fields(Record)) + 1
+    assert len(json.loads(serialise(WIPED))) == len(fields(Record)) + 1
+
+
+def test_a_volume_that_was_never_wiped_can_be_read_by_a_release_that_knows_nothing_of_it() -> None:
+    document = json.loads(serialise(EXAMPLE))
+    assert document["version"] == 1
+    assert "wipedFor" not in document
+    assert parse(serialise(EXAMPLE)).wiped_for == ()
+    assert json.loads(serialise(WIPED))["version"] == 2
+
+
+@pytest.mark.parametrize("wiped_for", [None, [], [1], [""], ["a", None], "a", {}])
+def test_a_list_of_wipes_that_is_none_is_refused(wiped_for: object) -> None:
+    document = json.loads(serialise(WIPED))
+    with pytest.raises(DamagedRecordError, match="wipedFor"):
+        parse(json.dumps(document | {"wipedFor": wiped_for}).encode())
+
+
+def test_a_wipe_for_nobody_is_refused() -> None:
+    with pytest.raises(DamagedRecordError, match="wiping"):
+        parse(serialise(replace(EXAMPLE, state=State.WIPING)))
+
+
+def test_a_record_that_has_all_its_wipes_can_still_be_read_from_the_disk() -> None:
+    uids = tuple(f"{number:0{LONGEST_NAME}}" for number in range(MOST_WIPES))
+    assert len(serialise(replace(WIPED, wiped_for=uids))) < READ_LIMIT
 
 
 @given(st.binary(max_size=200))
@@ -97,7 +131,7 @@ def test_a_field_of_another_kind_is_refused(key: str, value: object) -> None:
 
 
 def test_a_missing_and_an_unknown_field_are_refused() -> None:
-    document = json.loads(serialise(EXAMPLE))
+    document = json.loads(serialise(WIPED))
     with pytest.raises(DamagedRecordError, match="encrypted"):
         parse(json.dumps(document | {"encrypted": True}).encode())
     for key in document:
@@ -106,8 +140,8 @@ def test_a_missing_and_an_unknown_field_are_refused() -> None:
 
 
 def test_a_record_of_a_newer_release_is_told_as_such() -> None:
-    document = json.loads(serialise(EXAMPLE)) | {"version": 2}
-    with pytest.raises(DamagedRecordError, match="version 2 was written by a newer release"):
+    document = json.loads(serialise(EXAMPLE)) | {"version": 3}
+    with pytest.raises(DamagedRecordError, match="version 3 was written by a newer release"):
         parse(json.dumps(document).encode())
 
 

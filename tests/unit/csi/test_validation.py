@@ -57,6 +57,23 @@ def test_an_id_that_passes_is_one_plain_name(text: str) -> None:
 
 
 @given(hostile)
+def test_a_claims_uid_that_passes_is_one_plain_word(text: str) -> None:
+    try:
+        passed = validation.released_uid(text)
+    except InvalidArgumentError:
+        return
+    assert passed == text
+    assert re.fullmatch(r"[-._0-9A-Za-z]{1,128}", passed)
+
+
+def test_a_claims_uid_is_needed_and_short() -> None:
+    assert validation.released_uid("8c0a3f0e-1d1c-4b5e-9d5a-0c5a4f1b2e3d") == "8c0a3f0e-1d1c-4b5e-9d5a-0c5a4f1b2e3d"
+    for wrong, says in (("", "missing"), ("a" * 129, "129 bytes"), ("a b", "allowed are"), ("../a", "allowed are")):
+        with pytest.raises(InvalidArgumentError, match=f"released_uid.*{says}"):
+            validation.released_uid(wrong)
+
+
+@given(hostile)
 def test_a_target_that_passes_lies_beneath_the_kubelets_folder(text: str) -> None:
     for path in (text, f"{KUBELET}/{text}", f"{KUBELET}{text}"):
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from moorage_csi.metrics import PoolFigures
-from moorage_csi.proto import csi_pb2, csi_pb2_grpc
+from moorage_csi.proto import csi_pb2, csi_pb2_grpc, moorage_pb2, moorage_pb2_grpc
 from moorage_csi.server import ExitCode, Program
 from moorage_csi.settings import Address, Settings
 from moorage_csi.volumes.pool import PoolSettings
@@ -20,22 +20,24 @@ Behaviour = Callable[[str, Any, Any], Awaitable[Any]]
 
 async def answers_emptily(method: str, request: Any, context: Any) -> Any:
     """Answer with an empty response of the right type."""
-    return getattr(csi_pb2, f"{method}Response")()
+    protocol = moorage_pb2 if method == "WipeVolume" else csi_pb2
+    return getattr(protocol, f"{method}Response")()
 
 
 class Puppet:
-    """Both services; ``behaviour`` is asked for every answer."""
+    """The services; ``behaviour`` is asked for every answer."""
 
     def __init__(self) -> None:
         self.behaviour: Behaviour = answers_emptily
         self.is_ready = True
         self.drained = True
         self.pool_figures: list[PoolFigures] = []
-        self.controller: Any = self._service(csi_pb2_grpc.ControllerServicer, "Controller")
-        self.node: Any = self._service(csi_pb2_grpc.NodeServicer, "Node")
+        self.controller: Any = self._service(csi_pb2_grpc.ControllerServicer, csi_pb2, "Controller")
+        self.volumes: Any = self._service(moorage_pb2_grpc.VolumesServicer, moorage_pb2, "Volumes")
+        self.node: Any = self._service(csi_pb2_grpc.NodeServicer, csi_pb2, "Node")
 
-    def _service(self, base: type[Any], name: str) -> Any:
-        service = csi_pb2.DESCRIPTOR.services_by_name[name]
+    def _service(self, base: type[Any], protocol: Any, name: str) -> Any:
+        service = protocol.DESCRIPTOR.services_by_name[name]
         methods = {method.name: self._method(method.name) for method in service.methods}
         return type(f"Puppet{name}", (base,), methods)()
 

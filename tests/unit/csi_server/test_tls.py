@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from moorage_csi import contract
-from moorage_csi.proto import csi_pb2, csi_pb2_grpc
+from moorage_csi.proto import csi_pb2, csi_pb2_grpc, moorage_pb2, moorage_pb2_grpc
 from moorage_csi.server import ExitCode, Program
 from moorage_csi.settings import Address
 from moorage_csi.tls import Certificates, CertificatesError, read
@@ -68,7 +68,7 @@ async def serving(place: Path, puppet: Puppet, log: io.StringIO) -> AsyncIterato
         yield program, await port_of(log)
 
 
-async def test_the_operator_is_served_identity_and_controller_and_no_node(
+async def test_the_operator_is_served_identity_controller_and_volumes_and_no_node(
     place: Path, puppet: Puppet, log: io.StringIO, authority: Authority, mount: SecretMount
 ) -> None:
     operator = authority.leaf(contract.OPERATOR_CLIENT_NAME)
@@ -77,6 +77,8 @@ async def test_the_operator_is_served_identity_and_controller_and_no_node(
         async with secured(port, ca=authority.certificate, client=operator) as channel:
             controller = csi_pb2_grpc.ControllerStub(channel)
             await controller.CreateVolume(csi_pb2.CreateVolumeRequest(name="v"), timeout=5)
+            volumes = moorage_pb2_grpc.VolumesStub(channel)
+            await volumes.WipeVolume(moorage_pb2.WipeVolumeRequest(volume_id="v", released_uid="u"), timeout=5)
             call = csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=5)
             assert (await status_of(call))[0] is Code.UNIMPLEMENTED
 

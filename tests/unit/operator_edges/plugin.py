@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from moorage_csi.contract import DRIVER_NAME, TOPOLOGY_KEY
-from moorage_csi.proto import csi_pb2, csi_pb2_grpc
+from moorage_csi.proto import csi_pb2, csi_pb2_grpc, moorage_pb2, moorage_pb2_grpc
 from moorage_operator import authority
 from moorage_operator.authority import Contents
 from moorage_operator.certificates import ClientTls
@@ -19,7 +19,11 @@ from moorage_operator.errors import DriverUnreachableError
 Reply = Callable[[Any, Any], Awaitable[Any]]
 
 # The generated servicers answer UNIMPLEMENTED to what is not overridden; their stubs call that abstract.
-Unimplemented: Any = type("Unimplemented", (csi_pb2_grpc.IdentityServicer, csi_pb2_grpc.ControllerServicer), {})
+Unimplemented: Any = type(
+    "Unimplemented",
+    (csi_pb2_grpc.IdentityServicer, csi_pb2_grpc.ControllerServicer, moorage_pb2_grpc.VolumesServicer),
+    {},
+)
 
 
 def certificates() -> Contents:
@@ -35,7 +39,7 @@ def client_tls(held: Contents) -> ClientTls:
 
 
 class Plugin(Unimplemented):  # type: ignore[misc]
-    """Identity as it is, Controller by order; counts what it heard."""
+    """Identity as it is, Controller and Volumes by order; counts what it heard."""
 
     def __init__(self, *, name: str = DRIVER_NAME, node: str | None = "node-a") -> None:
         self.name = name
@@ -67,6 +71,12 @@ class Plugin(Unimplemented):  # type: ignore[misc]
         self.heard.append(request)
         return csi_pb2.DeleteVolumeResponse()
 
+    async def WipeVolume(self, request: Any, context: Any) -> moorage_pb2.WipeVolumeResponse:  # noqa: N802
+        self.heard.append(request)
+        if self.reply is not None:
+            return await self.reply(request, context)  # type: ignore[no-any-return]
+        return moorage_pb2.WipeVolumeResponse()
+
     async def GetCapacity(self, request: Any, context: Any) -> csi_pb2.GetCapacityResponse:  # noqa: N802
         del context
         self.heard.append(request)
@@ -78,6 +88,7 @@ async def serve(plugin: Plugin, held: Contents, *, port: int = 0) -> AsyncIterat
     server = grpc.aio.server()
     csi_pb2_grpc.add_IdentityServicer_to_server(plugin, server)
     csi_pb2_grpc.add_ControllerServicer_to_server(plugin, server)
+    moorage_pb2_grpc.add_VolumesServicer_to_server(plugin, server)
     credentials = grpc.ssl_server_credentials(
         [(held.node["tls.key"], held.node["tls.crt"])],
         root_certificates=held.node["ca.crt"],

@@ -164,6 +164,46 @@ async def test_each_code_of_the_handler_has_its_class(metrics: Metrics, held: Co
     assert "the pool is full" in str(caught.value)
 
 
+async def test_a_wipe_names_the_volume_and_the_claim_that_was_released(metrics: Metrics, held: Contents) -> None:
+    plugin = Plugin()
+    async with site(metrics, held) as at, serve(plugin, held) as port:
+        at.directory.addresses[NODE] = f"127.0.0.1:{port}"
+        await at.driver.wipe_volume(NODE, "vol-1", released_uid="uid-1")
+        await at.driver.wipe_volume(NODE, "vol-1", released_uid="uid-2")
+        assert (at.directory.asked, plugin.greetings) == (1, 1)
+    assert [(wipe.volume_id, wipe.released_uid) for wipe in plugin.heard] == [("vol-1", "uid-1"), ("vol-1", "uid-2")]
+    value = metrics.registry.get_sample_value(
+        "moorage_driver_call_seconds_count", {"method": "WipeVolume", "code": "OK"}
+    )
+    assert value == 2
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+async def test_each_code_of_a_wipe_has_its_class(metrics: Metrics, held: Contents, code: grpc.StatusCode) -> None:
+    plugin = Plugin()
+
+    async def refuse(_: Any, context: Any) -> None:
+        await context.abort(code, "the volume is in use")
+
+    plugin.reply = refuse
+    async with site(metrics, held) as at, serve(plugin, held) as port:
+        at.directory.addresses[NODE] = f"127.0.0.1:{port}"
+        with pytest.raises(DriverCallError, match=r"WipeVolume on node node-a: .*the volume is in use") as caught:
+            await at.driver.wipe_volume(NODE, "vol-1", released_uid="uid-1")
+        assert len(plugin.heard) == 1
+    assert type(caught.value) is CLASSES.get(code, DriverFinalError)
+    assert (caught.value.node, caught.value.code) == (NODE, code.name)
+
+
+async def test_a_wipe_of_a_node_that_cannot_be_reached_was_never_heard(
+    metrics: Metrics, held: Contents, free_port: int
+) -> None:
+    async with site(metrics, held) as at:
+        at.directory.addresses[NODE] = f"127.0.0.1:{free_port}"
+        with pytest.raises(DriverUnreachableError):
+            await at.driver.wipe_volume(NODE, "vol-1", released_uid="uid-1")
+
+
 async def test_a_call_that_takes_too_long_may_still_be_running(metrics: Metrics, held: Contents) -> None:
     plugin = Plugin()
 

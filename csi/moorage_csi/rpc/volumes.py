@@ -1,0 +1,46 @@
+"""The Volumes service: what the operator asks of a volume and the CSI has no word for (``proto/moorage.proto``).
+
+Each call validates, takes the volume's key, looks whether the work is done already, does it, answers.
+"""
+
+from moorage_csi.errors import NotFoundError
+from moorage_csi.proto import moorage_pb2 as moorage
+from moorage_csi.proto import moorage_pb2_grpc
+from moorage_csi.rpc import validation
+from moorage_csi.rpc.guard import Guard
+from moorage_csi.rpc.pools import Pools
+from moorage_csi.rpc.wiping import Wiper
+from moorage_csi.volumes.record import VolumeId
+
+
+class Volumes(moorage_pb2_grpc.VolumesServicer):
+    """Answers for the pools of one node. ``pools`` and ``guard`` are shared with Controller and Node.
+
+    So a volume is never wiped while it is being made, published or deleted.
+    """
+
+    def __init__(self, *, pools: Pools, node_name: str, guard: Guard) -> None:
+        self._pools = pools
+        self._node_name = node_name
+        self._guard = guard
+        self._wiper = Wiper(node_name=node_name)
+
+    async def WipeVolume(  # noqa: N802 - the protocol's name
+        self, request: moorage.WipeVolumeRequest, context: object
+    ) -> moorage.WipeVolumeResponse:
+        """Replace a volume's content by nothing, once for each claim that it was released by; see ``wiping``.
+
+        A retry after a crash finds the volume as it was, or ``wiping`` and finishes that, or wiped for this uid.
+        """
+        del context
+        volume = validation.volume_id(request.volume_id)
+        released_uid = validation.released_uid(request.released_uid)
+        await self._guard.run(volume, lambda: self._wipe(volume, released_uid))
+        return moorage.WipeVolumeResponse()
+
+    async def _wipe(self, volume: VolumeId, released_uid: str) -> None:
+        found = await self._pools.find(volume)
+        if found is None:
+            raise NotFoundError(f"volume {volume} is not on {self._node_name}")
+        station, _ = found
+        await self._wiper.wipe(station, volume, released_uid=released_uid)
