@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from moorage_operator.debts import Debts, owes
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Key, Uid, claim_key, orphan_key, volume_key
 from moorage_operator.model.node import Node, NodeDrivers
@@ -86,6 +87,10 @@ class _Table(Generic[_Name, _Record]):
         (self._assumed.add if assumed else self._assumed.discard)(record.uid)
         return old
 
+    def is_confirmed(self, uid: Uid) -> bool:
+        """Whether what is known of an object is from the watch, and not yet only from an answer to ourselves."""
+        return uid not in self._assumed
+
     def is_gone(self, uid: Uid) -> bool:
         """Whether an object of that uid was let go of lately."""
         return uid in self._gone
@@ -112,6 +117,7 @@ class Ledger:
         self.rules: Final = rules or Rules()
         self.notes: Final = Notes()
         self.stock: Final = Stock()
+        self.debts: Final = Debts()
         self._claims: _Table[Key, Claim] = _Table()
         self._volumes: _Table[str, Volume] = _Table()
         self._classes: _Table[str, Class] = _Table()
@@ -136,6 +142,10 @@ class Ledger:
     def volume(self, name: str) -> Volume | None:
         """The volume of that name."""
         return self._volumes.by_name.get(name)
+
+    def is_confirmed(self, volume: Volume) -> bool:
+        """Whether the watch has told of the volume as it is known: then it has told of all that was before it."""
+        return self._volumes.is_confirmed(volume.uid)
 
     def storage_class(self, name: str) -> Class | None:
         """The class of that name."""
@@ -248,6 +258,7 @@ class Ledger:
                 return self._claim_gone(claim)
             case Volume() as volume:
                 self._unindex_volume(volume)
+                self.debts.forget(volume.name)
                 self.notes.object_gone(uid)
                 return self._concerned(volume)
             case Class() as cls:
@@ -296,12 +307,14 @@ class Ledger:
     def _unindex_claim(self, claim: Claim) -> Keys:
         _discard(self._unbound, claim.class_name or "", claim.key)
         _discard(self._naming, claim.volume_name, claim.key)
-        offered = self.volume(self._waiting.take(claim))
-        return NOBODY if offered is None else self._offer(offered)
+        offered = (self.volume(name) for name in self._waiting.take(claim))
+        return frozenset().union(*(self._offer(volume) for volume in offered if volume is not None))
 
     def _claim_gone(self, claim: Claim) -> Keys:
         offered = self._unindex_claim(claim)
         self.notes.object_gone(claim.uid)
+        for volume in self.volumes_for(claim.key):
+            self._count_debt(volume, news=False)
         concerned = {claim.key, *(volume.key for volume in self.volumes_for(claim.key))}
         if claim.volume_name:
             concerned.add(volume_key(claim.volume_name))
@@ -313,21 +326,29 @@ class Ledger:
         version = volume.resource_version
         if not self._volumes.accepts(volume.name, volume.uid, version, assumed=assumed, listed=listed):
             return NOBODY
+        awaited = not assumed and not self._volumes.is_confirmed(volume.uid)
         old = self._volumes.put(volume.name, volume, volume.resource_version, assumed=assumed)
         if old == volume:
-            return NOBODY
+            return self._concerned(volume) if awaited and self.debts.awaits(volume.name) else NOBODY
         if old is not None:
             self._unindex_volume(old)
             if old.uid != volume.uid:
                 self.notes.object_gone(old.uid)
         self.stock.put(volume)
+        self._count_debt(volume, news=old is None or old.claim_uid != volume.claim_uid)
         if volume.claim is not None:
             self._of_claim[volume.claim.key].add(volume.name)
         concerned = self._concerned(volume) | self._offer(volume)
         return concerned if old is None else concerned | self._concerned(old) | self._no_longer_free(old, volume)
 
+    def _count_debt(self, volume: Volume, *, news: bool) -> None:
+        """What the in-tree binder has to write; a claim that is not known counts as gone only when it was seen to go."""
+        lives = not self.is_gone(Claim, volume.claim_uid)
+        self.debts.note(volume, owed=owes(volume, claim_lives=lives), news=news)
+
     def _unindex_volume(self, volume: Volume) -> None:
         self.stock.take(volume)
+        self._waiting.withdraw(volume.name)
         if volume.claim is not None:
             _discard(self._of_claim, volume.claim.key, volume.name)
 

@@ -8,7 +8,7 @@ by the sweep.
 
 import bisect
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from moorage_operator.model.claim import Claim
@@ -33,7 +33,8 @@ class Waiting:
     def __init__(self) -> None:
         self._rows: defaultdict[Place, dict[Modes, list[_Seat]]] = defaultdict(dict)
         self._claims: dict[Key, Claim] = {}
-        self._offered: dict[Key, str] = {}
+        self._offered: dict[Key, set[str]] = {}
+        self._offered_to: dict[str, Key] = {}
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -44,10 +45,10 @@ class Waiting:
         bisect.insort(rows.setdefault(frozenset(claim.access_modes), []), _seat(claim))
         self._claims[claim.key] = claim
 
-    def take(self, claim: Claim) -> str:
-        """The claim does not wait any more; returns the volume that it was offered, empty for none."""
+    def take(self, claim: Claim) -> Collection[str]:
+        """The claim does not wait any more; returns the volumes that it was offered, of which it took one at most."""
         if self._claims.pop(claim.key, None) is None:
-            return ""
+            return ()
         place, modes, seat = Place.of_claim(claim), frozenset(claim.access_modes), _seat(claim)
         seats = self._rows[place][modes]
         del seats[bisect.bisect_left(seats, seat)]
@@ -55,7 +56,10 @@ class Waiting:
             del self._rows[place][modes]
             if not self._rows[place]:
                 del self._rows[place]
-        return self._offered.pop(claim.key, "")
+        offered = self._offered.pop(claim.key, set())
+        for name in offered:
+            del self._offered_to[name]
+        return offered
 
     def offer(self, volume: Volume) -> Key | None:
         """The claim that is to be woken for a free volume; None when nobody can use it."""
@@ -66,8 +70,19 @@ class Waiting:
                 best = seat
         if best is None:
             return None
-        self._offered[best.key] = volume.name
+        self.withdraw(volume.name)
+        self._offered.setdefault(best.key, set()).add(volume.name)
+        self._offered_to[volume.name] = best.key
         return best.key
+
+    def withdraw(self, name: str) -> None:
+        """The volume of that name is not what it was when it was offered; harmless when it was not."""
+        key = self._offered_to.pop(name, None)
+        if key is None:
+            return
+        self._offered[key].discard(name)
+        if not self._offered[key]:
+            del self._offered[key]
 
     def _candidates(self, volume: Volume) -> Iterator[_Seat]:
         """The best of each row, by size and age: the first without an offer, and the first at all."""

@@ -1,5 +1,6 @@
 """The objects that a person would apply, as Python data."""
 
+from collections.abc import Mapping
 from typing import Any
 
 BUSYBOX = "busybox:1.37"
@@ -14,8 +15,9 @@ def claim(
     size: str = "64Mi",
     modes: tuple[str, ...] = ("ReadWriteOnce",),
     volume_mode: str = "Filesystem",
+    **spec: Any,
 ) -> dict[str, Any]:
-    """Return a PersistentVolumeClaim."""
+    """Return a PersistentVolumeClaim; further fields of its spec by their own names, `storageClassName` among them."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -25,6 +27,33 @@ def claim(
             "storageClassName": class_name,
             "volumeMode": volume_mode,
             "resources": {"requests": {"storage": size}},
+            **spec,
+        },
+    }
+
+
+def static_volume(
+    name: str,
+    *,
+    test: str,
+    class_name: str,
+    size: str,
+    modes: tuple[str, ...] = ("ReadWriteOnce",),
+    labels: Mapping[str, str] | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
+    """Return a PersistentVolume that somebody made by hand; `test` is the namespace with which it is removed."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name, "labels": {"test": test, **(labels or {})}},
+        "spec": {
+            "capacity": {"storage": size},
+            "accessModes": list(modes),
+            "storageClassName": class_name,
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": f"/tmp/{name}"},  # noqa: S108 - no pod ever mounts it
+            **spec,
         },
     }
 

@@ -125,8 +125,8 @@ def _part(miss: Miss, count: int, found: Census, claim: Claim) -> str:
 
 
 def _is_near(miss: Miss, examples: Mapping[Miss, str]) -> bool:
-    """Released and reserved ones come near only where one would fit otherwise."""
-    return miss not in {Miss.RELEASED, Miss.RESERVED} or miss in examples
+    """What is Released, or kept for others, comes near only where it would fit otherwise."""
+    return miss not in {Miss.RELEASED, Miss.RESERVED, Miss.NAMESPACE} or miss in examples
 
 
 def _free(shelf: Shelf, claim: Claim, failed: Counter[Miss], examples: dict[Miss, str]) -> int:
@@ -141,6 +141,11 @@ def _free(shelf: Shelf, claim: Claim, failed: Counter[Miss], examples: dict[Miss
                 _add(Miss.ACCESS_MODES, row.entries, failed, examples)
             else:
                 position = bisect.bisect_left(row.entries, (claim.requested, ""))
+                if place.namespace not in {"", claim.namespace}:
+                    failed[Miss.NAMESPACE] += len(row.entries)
+                    if position < len(row.entries):
+                        examples[Miss.NAMESPACE] = row.entries[position][1]
+                    continue
                 if position:
                     failed[Miss.SIZE] += position
                     size, name = row.entries[position - 1]
@@ -158,8 +163,6 @@ def _add(miss: Miss, entries: list[tuple[int, str]], failed: Counter[Miss], exam
 
 
 def _misplaced(place: Place, claim: Claim) -> Miss | None:
-    if place.namespace not in {"", claim.namespace}:
-        return Miss.NAMESPACE
     if place.class_name != (claim.class_name or ""):
         return Miss.CLASS
     if place.volume_mode != claim.volume_mode:

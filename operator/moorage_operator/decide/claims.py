@@ -39,6 +39,10 @@ from moorage_operator.model.wait import Wait
 GRACE: Final = 0.1
 """Seconds for the in-tree binder to finish what it has begun: it is done by then unless it has a queue."""
 
+LAG_REST: Final = 0.1
+MOST_LAG: Final = 60.0
+"""Seconds that a bind waits for the in-tree binder to come to its volume; one that takes longer does not run."""
+
 FINISHING: Final = "finishing"
 
 
@@ -72,7 +76,7 @@ def _under_way(ledger: Ledger, claim: Claim, attempt: Attempt) -> bool:
 def _carry_out(ledger: Ledger, claim: Claim, judgement: Judgement, now: float) -> Plan:
     instead, volume = ledger.rules.instead, judgement.volume
     match judgement.case:
-        case Case.BIND | Case.KEEP if volume is not None:
+        case Case.BIND | Case.KEEP if volume is not None and (instead or binding.reserved(volume, claim)):
             return _bind(ledger, claim, volume, now)
         case Case.CHOOSE if volume is not None and (instead or judgement.choice_is_ours):
             return _bind(ledger, claim, volume, now)
@@ -127,17 +131,31 @@ def _bind(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
     wait = ledger.notes.wait(claim.uid)
     if not steps:
         return NOTHING if wait is None else (RememberWait(uid=claim.uid, wait=None),)
-    if ledger.rules.instead or volume.made_by_us or not _begun_by_others(volume, claim):
+    if ledger.rules.instead or not binding.reserved(volume, claim):
         return steps
-    if wait is None or wait.reason != FINISHING:
-        return RememberWait(uid=claim.uid, wait=Wait(reason=FINISHING, since=now)), Requeue(after=GRACE)
-    remaining = wait.since + GRACE - now
-    return steps if remaining <= 0 else (Requeue(after=remaining),)
+    if claim.phase == claims.LOST:
+        # The in-tree binder says so until it knows the volume, and takes it back itself: never against it.
+        return NOTHING
+    return _beside(ledger, claim, volume, now) or steps
 
 
-def _begun_by_others(volume: Volume, claim: Claim) -> bool:
-    """The in-tree binder or the scheduler has reserved the volume, and the rest is on its way."""
-    return binding.reserved(volume, claim) and volume.bound_by_controller
+def _beside(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
+    """Beside the in-tree binder: what the bind has to wait for; nothing when it may be completed.
+
+    What others have begun is left to them for a moment. And nothing is completed before the in-tree binder knows the
+    volume: to it, the claim would be Lost (see ``debts``).
+    """
+    wait = ledger.notes.wait(claim.uid)
+    since = wait.since if wait is not None and wait.reason == FINISHING else now
+    rest = 0.0 if volume.made_by_us else GRACE - (now - since)
+    lags = ledger.debts.before(volume.name) or not ledger.is_confirmed(volume)
+    if lags and now - since < MOST_LAG:
+        rest = max(rest, LAG_REST)
+    if rest <= 0:
+        return NOTHING
+    if wait is not None and wait.reason == FINISHING:
+        return (Requeue(after=rest),)
+    return RememberWait(uid=claim.uid, wait=Wait(reason=FINISHING, since=now)), Requeue(after=rest)
 
 
 def _is_stored(attempt: Attempt | None) -> bool:

@@ -308,7 +308,12 @@ def _binder(ledger: Ledger, claim: Claim, judgement: Judgement) -> Answer | None
     if ledger.rules.instead or (judgement.case is Case.CHOOSE and judgement.choice_is_ours):
         return None
     cls = judgement.cls
-    if judgement.case is Case.CHOOSE and judgement.volume is not None:
+    volume = judgement.volume
+    if judgement.case is Case.BIND and volume is not None:
+        if volume.claim is not None and volume.claim.uid:
+            return None
+        what = f"volume {volume.name} has to be reserved for the claim by its uid"
+    elif judgement.case is Case.CHOOSE and judgement.volume is not None:
         what = f"volume {judgement.volume.name} fits and is free"
     elif judgement.case is Case.DEFAULT and cls is not None:
         what = f"the claim names no class, and gets {cls.name}, the default"
@@ -335,6 +340,7 @@ def _unreadable(_: Ledger, __: Claim, judgement: Judgement) -> Answer:
 
 _BUILDERS: Final[Mapping[Case, Callable[[Ledger, Claim, Judgement], Answer | None]]] = MappingProxyType(
     {
+        Case.BIND: _binder,
         Case.CHOOSE: _binder,
         Case.DEFAULT: _binder,
         Case.REPAIR: _binder,

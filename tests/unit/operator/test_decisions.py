@@ -34,6 +34,7 @@ from moorage_operator.errors import (
     DriverUnreachableError,
 )
 from moorage_operator.model.attempt import Attempt, Progress
+from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Uid, claim_key, orphan_key
 from moorage_operator.model.node import Node, NodeDrivers
 from moorage_operator.model.provisioning import Created
@@ -178,7 +179,7 @@ def test_a_volume_that_belongs_to_another_claim_is_not_touched() -> None:
 
 @pytest.mark.parametrize("fields", [{"driver": "example.com/other"}, {"provisioned_by": "example.com/other"}, {}])
 def test_a_volume_that_names_the_claim_is_bound_whoever_made_it(fields: dict[str, Any]) -> None:
-    ledger = stored(known(claim(volumeName="pvc-u1"), volume(**fields)))
+    ledger = waited(stored(known(claim(volumeName="pvc-u1"), volume(**fields))))
     assert [write.path.rpartition("/")[2] for write in writes_of(decide_claim(ledger, DATA, NOW))] == ["status", "data"]
 
 
@@ -292,12 +293,58 @@ def test_room_is_measured_once_for_many_claims() -> None:
     assert isinstance(decide_claim(ledger, DATA, NOW)[-1], CreateVolume)
 
 
-@pytest.mark.parametrize("fields", [{"claim": ("data", "")}, {"claim": ("data", "u1")}])
-def test_a_volume_reserved_for_the_claim_is_bound_instead_of_making_one(fields: dict[str, Any]) -> None:
-    reserved = volume(name="static", provisioned_by="", phase="Available", **fields)
-    assert writes_of(decide_claim(known(claim(), reserved), DATA, NOW))
-    small = volume(name="static", provisioned_by="", phase="Available", size="1Mi", **fields)
+def test_a_volume_reserved_for_the_claim_is_bound_instead_of_making_one() -> None:
+    reserved = volume(name="static", provisioned_by="", phase="Available")
+    assert writes_of(decide_claim(waited(known(claim(), reserved)), DATA, NOW))
+    small = volume(name="static", provisioned_by="", phase="Available", size="1Mi")
     assert isinstance(decide_claim(known(claim(), small), DATA, NOW)[-1], CreateVolume)
+
+
+def test_a_volume_reserved_by_name_is_the_in_tree_binders_to_reserve_by_uid() -> None:
+    reserved = volume(name="static", provisioned_by="", phase="Available", claim=("data", ""))
+    plan = decide_claim(waited(known(claim(), reserved)), DATA, NOW)
+    assert not writes_of(plan)
+    assert sentence(plan).reason == "WaitForBinder"
+
+
+def test_a_bind_is_not_completed_before_the_in_tree_binder_can_know_the_volume() -> None:
+    """To it the claim would be Lost: it works off volumes in the order in which it hears of them."""
+    older = volume(name="older", uid="pv0", claim=None, provisioned_by="", phase="Pending")
+    later = volume(name="later", uid="pv2", version=6, claim=None, provisioned_by="", phase="Pending")
+    ledger = stored(known(claim(), older, volume(version=5), later))
+    assert [type(step) for step in decide_claim(ledger, DATA, NOW)] == [RememberWait, Requeue]
+    ledger.apply(volume(name="older", uid="pv0", version=7, claim=None, provisioned_by="", phase="Available"))
+    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
+
+
+def test_a_volume_whose_claim_is_gone_keeps_the_in_tree_binder_too() -> None:
+    left = volume(name="left", uid="pv0", claim=("gone", "u0"), phase="Bound")
+    ledger = stored(known(claim(name="gone", uid="u0"), left, claim()))
+    ledger.forget(Claim, Uid("u0"))
+    ledger.apply(volume(version=5))
+    assert not writes_of(decide_claim(ledger, DATA, NOW))
+    ledger.apply(volume(name="left", uid="pv0", version=6, claim=("gone", "u0"), phase="Released"))
+    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
+
+
+def test_what_only_our_own_answer_has_told_is_not_bound_yet() -> None:
+    """The watch has to come to it: only then has it told of all that was before."""
+    ledger = stored(known(claim()))
+    ledger.apply(volume(), assumed=True)
+    assert not writes_of(decide_claim(ledger, DATA, NOW))
+    assert DATA in ledger.apply(volume())
+    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
+
+
+def test_a_claim_that_the_in_tree_binder_calls_lost_is_left_to_it() -> None:
+    lost = claim(volumeName="pvc-u1", marks=MARKS, phase="Lost")
+    assert not writes_of(decide_claim(stored(known(lost, volume(phase="Bound"))), DATA, NOW))
+
+
+def test_a_binder_that_never_comes_is_not_waited_for() -> None:
+    older = volume(name="older", uid="pv0", claim=None, provisioned_by="", phase="Pending")
+    ledger = waited(stored(known(claim(), older, volume(version=5))))
+    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
 
 
 # After a failure.
