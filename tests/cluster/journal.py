@@ -66,6 +66,7 @@ class Journal:
         self._lock = threading.Lock()
         self._objects: dict[str, dict[str, Object]] = {path: {} for path in FIELDS}
         self._values: dict[tuple[str, str, str, str], list[str]] = {}
+        self._others: set[str] = set()
         self._versions: dict[str, int] = {}
         self._leaving = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
@@ -111,11 +112,15 @@ class Journal:
                 self._run.result()
 
     def turned_back(self) -> list[str]:
-        """Return a line for each field that took a value again, lost one, or left Bound."""
+        """Return a line for each field that took a value again, lost one, or left Bound.
+
+        What was bound already when the journal began is another test's, which takes it away now.
+        """
         with self._lock:
             return [
                 f"{path.rpartition('/')[2]} {name}: {field} went {' -> '.join(value or 'unset' for value in values)}"
-                for (path, name, _, field), values in self._values.items()
+                for (path, name, uid, field), values in self._values.items()
+                if uid not in self._others
                 if len(set(values)) < len(values) or "" in values[1:] or "Bound" in values[:-1]
             ]
 
@@ -141,6 +146,8 @@ class Journal:
         with self._lock:
             for body in listed["items"]:
                 self._note(path, body)
+                if body["status"].get("phase") in {"Bound", "Released", "Lost"}:
+                    self._others.add(body["metadata"]["uid"])
             self._versions[path] = int(listed["metadata"]["resourceVersion"])
         for _ in range(MOST_RESUMED):
             # A server may end a stream at any time. Taken up where it ended, it leaves nothing out.
