@@ -193,11 +193,11 @@ _FLAGS: Final = (
     _Flag(name="workers", default="32", parse=_whole(1, 1024), meaning="claims and volumes worked on at a time"),
     _Flag(
         name="api-qps",
-        default="200",
+        default="500",
         parse=_number(zero=True),
         meaning="requests a second to the API server, on average; 0 is no limit",
     ),
-    _Flag(name="api-burst", default="400", parse=_whole(1, 100_000), meaning="requests at once to the API server"),
+    _Flag(name="api-burst", default="1000", parse=_whole(1, 100_000), meaning="requests at once to the API server"),
     _Flag(
         name="csi-timeout", default="30", parse=_number(zero=False), meaning="seconds that a call to a node plugin has"
     ),

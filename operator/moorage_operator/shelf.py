@@ -9,17 +9,19 @@ conditions that name exact values, the one that the fewest volumes meet is follo
 """
 
 import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from moorage_operator.model.claim import Claim
-from moorage_operator.model.requirement import IN, Requirements
+from moorage_operator.model.requirement import EXISTS, IN, Requirements
 from moorage_operator.model.volume import Volume
 
 Modes = frozenset[str]
 Entry = tuple[int, str]
 """Capacity in bytes, and the volume's name."""
+Label = tuple[str, str | None]
+"""A key with a value, or with None for any value."""
 
 
 class Place(NamedTuple):
@@ -49,18 +51,18 @@ class Row:
     """Volumes of one place and one set of modes, sorted by size."""
 
     entries: list[Entry] = field(default_factory=list)
-    by_label: dict[tuple[str, str], list[Entry]] = field(default_factory=dict)
+    by_label: dict[Label, list[Entry]] = field(default_factory=dict)
 
     def put(self, entry: Entry, labels: Mapping[str, str]) -> None:
         """Add a volume."""
         bisect.insort(self.entries, entry)
-        for label in labels.items():
+        for label in _indexed(labels):
             bisect.insort(self.by_label.setdefault(label, []), entry)
 
     def take(self, entry: Entry, labels: Mapping[str, str]) -> None:
         """Remove a volume that was put with the same entry and labels."""
         _remove(self.entries, entry)
-        for label in labels.items():
+        for label in _indexed(labels):
             entries = self.by_label[label]
             _remove(entries, entry)
             if not entries:
@@ -79,9 +81,12 @@ class Row:
     def _fewest(self, requirements: Requirements) -> list[Entry]:
         best: list[Entry] = self.entries
         for requirement in requirements:
-            if requirement.operator != IN:
+            values: Iterable[str | None] = dict.fromkeys(requirement.values)
+            if requirement.operator == EXISTS:
+                values = (None,)
+            elif requirement.operator != IN:
                 continue
-            found = [self.by_label.get((requirement.key, value), _NONE) for value in dict.fromkeys(requirement.values)]
+            found = [self.by_label.get((requirement.key, value), _NONE) for value in values]
             if sum(map(len, found)) < len(best):
                 # A volume has one value for a key, so these never hold the same volume twice.
                 best = found[0] if len(found) == 1 else sorted(entry for entries in found for entry in entries)
@@ -121,6 +126,10 @@ class Shelf:
             if not rows:
                 del self._places[place]
 
+    def labels(self, name: str) -> Mapping[str, str]:
+        """The labels of a volume that stands here."""
+        return self._standing[name][3]
+
     def rows(self, place: Place) -> Mapping[Modes, Row]:
         """The rows of a place by their sets of modes."""
         return self._places.get(place, _EMPTY)
@@ -132,6 +141,13 @@ class Shelf:
 
 _NONE: Final[list[Entry]] = []
 _EMPTY: Final[Mapping[Modes, Row]] = {}
+
+
+def _indexed(labels: Mapping[str, str]) -> Iterator[Label]:
+    """Each label by its value, and by its key alone."""
+    for key, value in labels.items():
+        yield key, value
+        yield key, None
 
 
 def _remove(entries: list[Entry], entry: Entry) -> None:

@@ -26,6 +26,7 @@ from moorage_operator.model.node import Node, NodeDrivers
 from moorage_operator.model.pod import Pod
 from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import Volume
+from moorage_operator.stateless import NoDiffs, NoProgress
 from moorage_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -151,12 +152,17 @@ class Watch:
         self._queue.add_all(self._ledger.waiting())
 
     async def _is_known(self, kind: type[Record], plural: str, listed: Collection[str]) -> bool:
-        """Wait until the watch has told about everything listed; an object may be gone before it could."""
-        deadline = self._clock() + KNOWN_WITHIN
+        """Wait until the watch has told about everything listed; an object may be gone before it could.
+
+        As long as there are fewer unknown ones each time, the list stays good enough.
+        """
+        deadline, fewest = self._clock() + KNOWN_WITHIN, len(listed)
         while True:
             unknown = len(set(listed) - self._ledger.uids(kind))
             if not unknown:
                 return True
+            if unknown < fewest:
+                deadline, fewest = self._clock() + KNOWN_WITHIN, unknown
             self.missing = f"{unknown} of {len(listed)} {plural} are not known yet"
             if self._clock() >= deadline:
                 return False
@@ -190,10 +196,12 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = 75
     settings.watching.reconnect_backoff = 0.1
-    settings.queueing.idle_timeout = 0.1
+    settings.queueing.idle_timeout = 0.02
     settings.queueing.exit_timeout = 0.5
     settings.networking.request_timeout = 60
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = _Backoffs()
     settings.persistence.consistency_timeout = 0
+    settings.persistence.diffbase_storage = NoDiffs()
+    settings.persistence.progress_storage = NoProgress()
     settings.process.ultimate_exiting_timeout = 30

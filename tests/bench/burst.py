@@ -7,7 +7,7 @@ the claim, the claim's status) as fast as the API server takes them, without mak
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +57,22 @@ def claim(name: str, *, class_name: str, size: str) -> dict[str, Any]:
 async def burst(
     client: Client, *, count: int, class_name: str, size: str, prefix: str, created: Created | None = None
 ) -> Burst:
-    """Create `count` claims at once and wait until a watch has shown each of them Bound.
+    """Create `count` equal claims at once and wait until a watch has shown each of them Bound.
 
     `created` is called with each stored claim; the floor does its writes there.
     """
-    listed = await client.request("GET", CLAIMS)
-    waiting = {f"{prefix}-{number}" for number in range(count)}
+    names = [f"{prefix}-{number}" for number in range(count)]
+    return await bind_all(
+        client, [claim(name, class_name=class_name, size=size) for name in names], created=created, limit=IN_FLIGHT
+    )
+
+
+async def bind_all(
+    client: Client, claims: Sequence[dict[str, Any]], *, created: Created | None = None, limit: int
+) -> Burst:
+    """Create claims, at most `limit` at the same time, and wait until a watch has shown each of them Bound."""
+    listed = await client.request("GET", f"{CLAIMS}?limit=1")
+    waiting = {each["metadata"]["name"] for each in claims}
     begun: dict[str, float] = {}
     bound: dict[str, float] = {}
 
@@ -72,20 +82,20 @@ async def burst(
             name = body["metadata"].get("name")
             if name in waiting and body["status"].get("phase") == "Bound":
                 bound.setdefault(name, time.perf_counter())
-                if len(bound) == count:
+                if len(bound) == len(waiting):
                     return
 
-    async def make(name: str) -> None:
-        begun[name] = time.perf_counter()
-        stored = await client.request("POST", CLAIMS, claim(name, class_name=class_name, size=size))
+    async def make(body: dict[str, Any]) -> None:
+        begun[body["metadata"]["name"]] = time.perf_counter()
+        stored = await client.request("POST", CLAIMS, body)
         if created is not None:
             await created(stored)
 
     observer = asyncio.create_task(observe())
-    await gather_bounded(limit=IN_FLIGHT, jobs=[make(name) for name in sorted(waiting)])
-    await asyncio.wait_for(observer, timeout=max(120.0, count))
+    await gather_bounded(limit=limit, jobs=[make(body) for body in claims])
+    await asyncio.wait_for(observer, timeout=max(120.0, len(waiting)))
     return Burst(
-        claims=count,
+        claims=len(waiting),
         seconds=max(bound.values()) - min(begun.values()),
         waits=tuple(bound[name] - begun[name] for name in waiting),
     )
@@ -93,9 +103,20 @@ async def burst(
 
 async def bind_blindly(client: Client, stored: dict[str, Any]) -> None:
     """Do the four writes for one claim, unconditionally and unchecked: the least that any provisioner must send."""
-    meta = stored["metadata"]
-    name = f"floor-{meta['uid']}"
-    volume = await client.request("POST", VOLUMES, _volume(name, stored))
+    volume = await client.request("POST", VOLUMES, _volume(f"floor-{stored['metadata']['uid']}", stored))
+    await finish_blindly(client, stored, volume)
+
+
+async def reserve_blindly(client: Client, stored: dict[str, Any], *, volume_name: str) -> None:
+    """Do the four writes that bind one claim to a volume that exists: the least that any binder must send."""
+    path = f"{VOLUMES}/{volume_name}"
+    volume = await client.request("PATCH", path, {"spec": {"claimRef": holder(stored)}}, content=MERGE_PATCH)
+    await finish_blindly(client, stored, volume)
+
+
+async def finish_blindly(client: Client, stored: dict[str, Any], volume: dict[str, Any]) -> None:
+    """Do the last three writes, for a volume whose claimRef is stored."""
+    meta, name = stored["metadata"], volume["metadata"]["name"]
 
     async def volume_status() -> None:
         bound = {"status": {"phase": "Bound"}}
@@ -113,8 +134,15 @@ async def bind_blindly(client: Client, stored: dict[str, Any]) -> None:
     await asyncio.gather(volume_status(), claim_parts())
 
 
+def holder(stored: dict[str, Any]) -> dict[str, Any]:
+    """The claimRef that reserves a volume for one claim and no other of its name."""
+    meta = stored["metadata"]
+    names = {key: meta[key] for key in ("namespace", "name", "uid")}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", **names}
+
+
 def _volume(name: str, stored: dict[str, Any]) -> dict[str, Any]:
-    meta, spec = stored["metadata"], stored["spec"]
+    spec = stored["spec"]
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -124,13 +152,7 @@ def _volume(name: str, stored: dict[str, Any]) -> dict[str, Any]:
             "accessModes": spec["accessModes"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": spec["storageClassName"],
-            "claimRef": {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "namespace": meta["namespace"],
-                "name": meta["name"],
-                "uid": meta["uid"],
-            },
+            "claimRef": holder(stored),
             "csi": {"driver": "floor.bench.moorage.dev", "volumeHandle": name},
         },
     }

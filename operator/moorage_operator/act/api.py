@@ -26,7 +26,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import aiohttp
 import orjson
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 Objects = list[Object]
+_Kept = TypeVar("_Kept")
+_Items = list[_Kept]
 
 ATTEMPTS: Final = 4
 FIRST_WAIT: Final = 0.1
@@ -130,16 +132,15 @@ class Api:
             labels: a label selector.
             fields: a field selector.
         """
-        return await self._list(path, labels=labels, fields=fields, accept=JSON)
+        return await self._list(path, labels=labels, fields=fields, accept=JSON, keep=_whole)
 
     async def list_metadata(self, path: str, *, labels: str = "") -> Objects:
         """Read only the ``metadata`` of a collection's objects: what a sweep compares."""
-        items = await self._list(path, labels=labels, fields="", accept=METADATA_LIST)
-        return [cast("Object", item["metadata"]) for item in items]
+        return await self._list(path, labels=labels, fields="", accept=METADATA_LIST, keep=_metadata)
 
     async def list_uids(self, path: str, *, labels: str = "") -> set[str]:
         """The uids of a collection's objects."""
-        return {str(metadata["uid"]) for metadata in await self.list_metadata(path, labels=labels)}
+        return set(await self._list(path, labels=labels, fields="", accept=METADATA_LIST, keep=_uid))
 
     async def create(self, path: str, body: Mapping[str, Any]) -> Object:
         """Create an object in the collection ``path``; the server answers with the stored one.
@@ -199,29 +200,34 @@ class Api:
             return False
         return True
 
-    async def _list(self, path: str, *, labels: str, fields: str, accept: str) -> Objects:
+    async def _list(
+        self, path: str, *, labels: str, fields: str, accept: str, keep: Callable[[Object], _Kept]
+    ) -> _Items[_Kept]:
+        """Read all pages; only what is to be kept of an item outlives its page, which bounds the memory it takes."""
         for _ in range(RELISTS):
             try:
-                return await self._pages(path, labels=labels, fields=fields, accept=accept)
+                return await self._pages(path, labels=labels, fields=fields, accept=accept, keep=keep)
             except ApiError as error:
                 if error.status != GONE:
                     raise
                 logger.info("List expired, starting over path=%s", path)
         raise ServerError(f"list {path}: expired {RELISTS} times before its last page", status=GONE, reason="Expired")
 
-    async def _pages(self, path: str, *, labels: str, fields: str, accept: str) -> Objects:
+    async def _pages(
+        self, path: str, *, labels: str, fields: str, accept: str, keep: Callable[[Object], _Kept]
+    ) -> _Items[_Kept]:
         params = {"limit": str(PAGE)}
         if labels:
             params["labelSelector"] = labels
         if fields:
             params["fieldSelector"] = fields
-        items: Objects = []
+        kept: list[_Kept] = []
         while True:
             page = await self._request("list", path, params=params, accept=accept)
-            items.extend(page.get("items") or ())
+            kept.extend(map(keep, page.get("items") or ()))
             token = page.get("metadata", {}).get("continue")
             if not token:
-                return items
+                return kept
             params["continue"] = token
 
     async def _request(
@@ -303,3 +309,15 @@ def _may_repeat(verb: str, error: ApiError) -> bool:
     if isinstance(error, ThrottledError):
         return True
     return _METHODS[verb] == "GET" and isinstance(error, ServerError | UnreachableError)
+
+
+def _whole(item: Object) -> Object:
+    return item
+
+
+def _metadata(item: Object) -> Object:
+    return cast("Object", item["metadata"])
+
+
+def _uid(item: Object) -> str:
+    return str(item["metadata"]["uid"])

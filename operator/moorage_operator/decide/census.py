@@ -6,6 +6,7 @@ the few that are named. Every volume is counted once, by the first thing that ru
 
 import bisect
 import enum
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from typing import Final
 from moorage_operator.ledger import Ledger
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.quantity import format_bytes
-from moorage_operator.shelf import Modes, Place, Row, Shelf
+from moorage_operator.model.requirement import hold
+from moorage_operator.shelf import Entry, Modes, Place, Row, Shelf
 from moorage_operator.stock import Standing
+
+MOST_LOOKED: Final = 100
+"""Volumes of a row that are looked at for an example, where a selector has to be tried on each."""
 
 
 class Miss(enum.StrEnum):
@@ -43,8 +48,8 @@ class Census:
     Attributes:
         looked: how many there are.
         failed: how many for each reason, nearest first; they add up to ``looked``.
-        nearest: the reason of the volume that came nearest; None when there is no volume at all.
-        example: that volume's name.
+        nearest: the reason of the volume that came nearest; None when none came near.
+        example: that volume's name; empty where one is as good as the other.
         largest: bytes of the largest volume that is too small and otherwise right; 0 when there is none.
     """
 
@@ -71,8 +76,6 @@ def census(ledger: Ledger, claim: Claim) -> Census:
     failed[Miss.RESERVED] += stock.counts[Standing.FREE] - len(stock.free)
     looked = sum(stock.counts.values())
     nearest = next((miss for miss in Miss if failed[miss] and _is_near(miss, examples)), None)
-    if nearest is None:
-        nearest = next((miss for miss in Miss if failed[miss]), None)
     return Census(
         looked=looked,
         failed={miss: failed[miss] for miss in Miss if failed[miss]},
@@ -105,7 +108,7 @@ def _part(miss: Miss, count: int, found: Census, claim: Claim) -> str:
     text = {
         Miss.SELECTOR: "{} not matched by the claim's selector",
         Miss.RELEASED: "{} Released",
-        Miss.RESERVED: "{} reserved for another claim",
+        Miss.RESERVED: "{} reserved for a claim",
         Miss.SIZE: "{} too small",
         Miss.ACCESS_MODES: "{} without access mode " + " and ".join(claim.access_modes),
         Miss.ATTRIBUTES_CLASS: "{} of another volume attributes class",
@@ -143,8 +146,9 @@ def _free(shelf: Shelf, claim: Claim, failed: Counter[Miss], examples: dict[Miss
                 position = bisect.bisect_left(row.entries, (claim.requested, ""))
                 if place.namespace not in {"", claim.namespace}:
                     failed[Miss.NAMESPACE] += len(row.entries)
-                    if position < len(row.entries):
-                        examples[Miss.NAMESPACE] = row.entries[position][1]
+                    fitting = _first(shelf, row, claim)
+                    if fitting is not None:
+                        examples[Miss.NAMESPACE] = fitting[1]
                     continue
                 if position:
                     failed[Miss.SIZE] += position
@@ -173,9 +177,11 @@ def _misplaced(place: Place, claim: Claim) -> Miss | None:
 def _smallest(shelf: Shelf, claim: Claim) -> str:
     """The smallest volume of a shelf that would do if it was free; empty when none would."""
     rows: Mapping[Modes, Row] = shelf.rows(Place.of_claim(claim))
-    fitting = [
-        next(row.from_size(claim.requested, claim.selector), None)
-        for modes, row in rows.items()
-        if frozenset(claim.access_modes) <= modes
-    ]
+    fitting = [_first(shelf, row, claim) for modes, row in rows.items() if frozenset(claim.access_modes) <= modes]
     return min((entry for entry in fitting if entry is not None), default=(0, ""))[1]
+
+
+def _first(shelf: Shelf, row: Row, claim: Claim) -> Entry | None:
+    """The smallest of a row that is large enough and that the selector takes, among the first few."""
+    looked = itertools.islice(row.from_size(claim.requested, claim.selector), MOST_LOOKED)
+    return next((entry for entry in looked if hold(claim.selector or (), shelf.labels(entry[1]))), None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
+from moorage_operator.decide import matching
 from moorage_operator.decide.census import Census, Miss, census, describe
 from moorage_operator.decide.judging import Case, Judgement
 from moorage_operator.decide.matching import Mismatch
@@ -72,10 +73,24 @@ def answer(ledger: Ledger, claim: Claim, judgement: Judgement) -> Answer | None:
     found = None if build is None else build(ledger, claim, judgement)
     if found is None:
         return None
+    unfit = "" if found.census is None else _kept_unfit(ledger, claim)
+    if unfit:
+        found = replace(found, message=f"{unfit}. {found.message}", key=f"{found.key}/kept unfit")
     defaults = ledger.default_classes()
     if len(defaults) > 1 and claim.class_name in {None, *(cls.name for cls in defaults)}:
         found = replace(found, message=f"{found.message}. {_several_defaults(defaults)}")
     return found
+
+
+def _kept_unfit(ledger: Ledger, claim: Claim) -> str:
+    """What is wrong with a volume that is kept for the claim; its class does not matter. Empty when none is kept."""
+    for volume in sorted(ledger.volumes_for(claim.key), key=lambda volume: volume.name):
+        wrong = matching.mismatch(ledger, volume, replace(claim, class_name=volume.class_name))
+        if wrong is not None and volume.claim is not None and volume.claim.means(claim):
+            return f"Volume {volume.name} is reserved for the claim (its spec.claimRef), but {wrong}" + _details(
+                wrong, volume, claim
+            )
+    return ""
 
 
 def _several_defaults(defaults: tuple[Class, ...]) -> str:

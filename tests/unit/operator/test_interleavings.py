@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from moorage_operator.model.volume import Volume
-from tests.unit.operator.model_cluster import NODES, Cluster, Life, claim_path_of
+from tests.unit.operator.model_cluster import Cluster, claim_path_of
+from tests.unit.operator.model_life import Life
+from tests.unit.operator.model_nodes import NODES
 from tests.unit.operator.objects import claim_body
 
 pytestmark = pytest.mark.timeout(900)

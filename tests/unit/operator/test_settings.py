@@ -12,7 +12,7 @@ def test_defaults() -> None:
     settings = read([], {})
     assert settings.namespace is None
     assert settings.binder_mode == "beside"
-    assert (settings.workers, settings.api_qps, settings.api_burst, settings.csi_timeout) == (32, 200, 400, 30)
+    assert (settings.workers, settings.api_qps, settings.api_burst, settings.csi_timeout) == (32, 500, 1000, 30)
     assert settings.leader_election is True
     assert (settings.lease_duration, settings.lease_renew, settings.lease_retry) == (15, 10, 2)
     assert settings.kubeconfig is None
