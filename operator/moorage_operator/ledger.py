@@ -66,8 +66,8 @@ class _Table(Generic[_Name, _Record]):
         A list overrules what the watch has told, but not an answer to a write of ours: the list may have been
         made before that write and be delivered after it.
         """
-        if uid in self._gone:
-            return not assumed
+        if assumed and uid in self._gone:
+            return False
         known = self.by_name.get(name)
         if known is None or not version or (listed and known.uid not in self._assumed):
             return True

@@ -21,7 +21,7 @@ from moorage_operator.model.pod import Pod
 from moorage_operator.model.rules import Plugin, Rules
 from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import Volume
-from tests.unit.operator.model_cluster import ModelApi
+from tests.unit.operator.model_api import ModelApi
 from tests.vectors import shapes
 
 if TYPE_CHECKING:

@@ -23,8 +23,10 @@ from moorage_operator.decide.plan import (
 from moorage_operator.ledger import Ledger
 from moorage_operator.model.attempt import Attempt, Progress
 from moorage_operator.model.ids import Key, Uid
+from moorage_operator.model.volume import DELETE, Volume
 
 BUSY_REST: Final = 1.0
+OWNER_REST: Final = 5.0
 
 
 def decide_orphan(ledger: Ledger, key: Key, now: float) -> Plan:
@@ -37,7 +39,19 @@ def decide_orphan(ledger: Ledger, key: Key, now: float) -> Plan:
         return (Requeue(after=BUSY_REST),)
     if now < attempt.rest_until:
         return (Requeue(after=attempt.rest_until - now),)
+    made = attempt.progress is Progress.RUNNING or attempt.created is not None
+    if made and _is_going(ledger.volume(attempt.name), attempt):
+        return (Requeue(after=OWNER_REST),)
     return abandon(ledger, attempt)
+
+
+def _is_going(volume: Volume | None, attempt: Attempt) -> bool:
+    """Whether the object that owns the storage goes, with storage that may have been destroyed before our call came.
+
+    Another operator, or we, may have asked the driver to destroy it while that call was on its way, and it has made
+    it again: only once the object is gone can it be told from what belongs to it.
+    """
+    return volume is not None and volume.node in {"", attempt.node} and volume.reclaim_policy == DELETE
 
 
 def abandon(ledger: Ledger, attempt: Attempt) -> Plan:
@@ -47,7 +61,7 @@ def abandon(ledger: Ledger, attempt: Attempt) -> Plan:
     """
     volume = ledger.volume(attempt.name)
     owned = volume is not None and volume.node in {"", attempt.node}
-    if attempt.progress is Progress.CREATED and attempt.created is not None and not owned:
+    if attempt.created is not None and not owned:
         return (
             ConfirmUnowned(target=writing.volume_named(attempt.name), node=attempt.node),
             DeleteVolume(node=attempt.node, volume_id=attempt.created.volume_id, attempt=attempt),

@@ -148,14 +148,17 @@ def _beside(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
     wait = ledger.notes.wait(claim.uid)
     since = wait.since if wait is not None and wait.reason == FINISHING else now
     rest = 0.0 if volume.made_by_us else GRACE - (now - since)
-    lags = ledger.debts.before(volume.name) or not ledger.is_confirmed(volume)
+    unknown = ledger.debts.awaits(volume.name) and not ledger.is_confirmed(volume)
+    lags = not claim.bind_completed and (unknown or ledger.debts.before(volume.name))
     if lags and now - since < MOST_LAG:
         rest = max(rest, LAG_REST)
     if rest <= 0:
         return NOTHING
     if wait is not None and wait.reason == FINISHING:
         return (Requeue(after=rest),)
-    return RememberWait(uid=claim.uid, wait=Wait(reason=FINISHING, since=now)), Requeue(after=rest)
+    told = Wait(reason="", since=now) if wait is None else wait
+    begun = replace(told, reason=FINISHING, since=now, waits_for="")
+    return RememberWait(uid=claim.uid, wait=begun), Requeue(after=rest)
 
 
 def _is_stored(attempt: Attempt | None) -> bool:
@@ -168,9 +171,11 @@ def _adopt(claim: Claim, volume: Volume, attempt: Attempt | None, now: float) ->
         # Made by an earlier life of this operator: nobody knows any more how long it took.
         begun = replace(provisioning.begun(claim, now), began=float("nan"))
         return (Remember(attempt=replace(begun, progress=Progress.STORED, node=volume.node)),)
-    stored = replace(attempt, progress=Progress.STORED, node=volume.node, created=None, request=None)
     created = attempt.created
     elsewhere = volume.node not in {"", attempt.node}
+    # What we have made there ourselves is remembered, in case that the object goes before the claim is bound.
+    own = None if elsewhere else created
+    stored = replace(attempt, progress=Progress.STORED, node=volume.node, created=own, request=None)
     if elsewhere and attempt.progress is Progress.CREATED and created is not None:
         return (DeleteVolume(node=attempt.node, volume_id=created.volume_id, attempt=attempt, kept=stored),)
     if elsewhere and attempt.progress is Progress.RUNNING:

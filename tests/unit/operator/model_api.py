@@ -33,6 +33,9 @@ class ModelApi:
         """Keep a new state of an object; without finalizers a deleting one goes."""
         self.version += 1
         body["metadata"]["resourceVersion"] = str(self.version)
+        if not body["metadata"].get("annotations", True):
+            # A map that has become empty is not stored.
+            del body["metadata"]["annotations"]
         gone = "deletionTimestamp" in body["metadata"] and not body["metadata"].get("finalizers")
         if gone:
             self.objects.pop(path, None)

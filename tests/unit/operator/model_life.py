@@ -7,9 +7,13 @@ which order everything happens, what is lost, and who dies where. There is no ev
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moorage_operator.act.performer import Outcome, Performer
+from moorage_operator.decide.explaining import REFRESH, RETELL
+from moorage_operator.decide.plan import Emit
 from moorage_operator.errors import DriverUnreachableError, UnreachableError
 from moorage_operator.ledger import Ledger
 from moorage_operator.loop import Reconciler
@@ -19,6 +23,7 @@ from tests.unit.operator.model_api import Body, kind_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Generator, Mapping, Sequence
 
+    from moorage_operator.decide.plan import Note
     from moorage_operator.ledger import Record
     from moorage_operator.model.ids import Key
     from moorage_operator.model.provisioning import Created, CreateRequest
@@ -36,6 +41,24 @@ class Point:
         yield self
 
 
+class Overheard(Performer):
+    """Notes when people are told of a wait, and which.
+
+    Args:
+        told: by claim.
+        parts: those of a performer.
+    """
+
+    def __init__(self, *, told: Mapping[str, list[tuple[float, str]]], **parts: Any) -> None:
+        super().__init__(**parts)
+        self._told = told
+
+    def _note(self, step: Note) -> None:
+        if isinstance(step, Emit) and step.key.startswith("waits:"):
+            self._told[step.regarding.uid].append((self._clock(), step.key))
+        super()._note(step)
+
+
 class Life:
     """One run of one operator's process: everything it knows dies with it."""
 
@@ -49,8 +72,10 @@ class Life:
         self.waiting: set[Key] = set()
         self.running: dict[Key, Any] = {}
         self.begun: set[str] = set()
+        self.told: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
         self.cursor = len(cluster.api.log)
-        performer = Performer(
+        performer = Overheard(
+            told=self.told,
             ledger=self.ledger,
             objects=self,
             plugins=self,
@@ -173,6 +198,13 @@ class Life:
             outcome: Outcome | None = end.value
             if outcome is not None:
                 self.waiting.add(key)
+
+    def check_told(self) -> None:
+        """People are told of a wait once, again when it has become another, and at most every so often."""
+        for uid, told in self.told.items():
+            for (before, was), (now, is_now) in pairwise(told):
+                least = REFRESH if was == is_now else RETELL
+                assert now - before >= least, f"{uid} was told {is_now} {now - before} s after {was}"
 
     def startable(self) -> list[Key]:
         return sorted((self.ready | self.waiting) - self.running.keys())

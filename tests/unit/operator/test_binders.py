@@ -106,7 +106,7 @@ class Binders(RuleBasedStateMachine):
         ),
         gold=st.booleans(),
     )
-    def somebody_makes_a_volume(
+    def somebody_makes_a_volume(  # noqa: PLR0917 (Hypothesis gives them by name)
         self,
         name: str,
         size: str,

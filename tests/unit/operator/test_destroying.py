@@ -8,18 +8,25 @@ from typing import Any
 import pytest
 
 from moorage_csi.contract import DRIVER_NAME
+from moorage_operator.decide.abandoning import OWNER_REST, decide_orphan
 from moorage_operator.decide.plan import (
     NOTHING,
     ConfirmReleased,
+    CreateVolume,
     DeleteVolume,
+    ForgetAttempt,
     Reach,
+    Requeue,
     Verb,
     Write,
 )
 from moorage_operator.decide.volumes import decide_volume, may_destroy
-from moorage_operator.model.ids import Uid, volume_key
+from moorage_operator.model.attempt import Attempt, Progress
+from moorage_operator.model.ids import Uid, claim_key, orphan_key, volume_key
 from moorage_operator.model.node import Node
+from moorage_operator.model.provisioning import Created
 from moorage_operator.model.storage_class import Class
+from moorage_operator.model.volume import Volume
 from tests.unit.operator.objects import (
     claim,
     class_body,
@@ -121,3 +128,26 @@ def test_storage_that_every_node_reaches_is_destroyed_from_any() -> None:
 def test_the_driver_is_ours() -> None:
     assert Class.from_api(class_body()).provisioner == DRIVER_NAME
     assert replace(volume(), driver=DRIVER_NAME).ours
+
+
+@pytest.mark.parametrize("progress", [Progress.RUNNING, Progress.CREATED])
+def test_what_a_late_call_has_made_again_is_destroyed_once_its_object_is_gone(progress: Progress) -> None:
+    """The object's storage was destroyed while the call was on its way: that the object owns it is not true any more."""
+    made = Created(volume_id="vol-pvc-u1", capacity_bytes=2**30)
+    attempt = Attempt(
+        claim=claim_key("ns", "data"),
+        uid=Uid("u1"),
+        name="pvc-u1",
+        began=0.0,
+        node="n1",
+        progress=progress,
+        created=made if progress is Progress.CREATED else None,
+    )
+    ledger, orphan = known(volume(phase="Released")), orphan_key(Uid("u1"))
+    ledger.notes.remember(attempt)
+    assert decide_orphan(ledger, orphan, 1000.0) == (Requeue(after=OWNER_REST),)
+    ledger.forget(Volume, Uid("pv1"))
+    assert isinstance(decide_orphan(ledger, orphan, 1000.0)[-1], DeleteVolume | CreateVolume)
+    kept = known(volume(phase="Released", policy="Retain"))
+    kept.notes.remember(attempt)
+    assert decide_orphan(kept, orphan, 1000.0) == (ForgetAttempt(uid=Uid("u1")),)

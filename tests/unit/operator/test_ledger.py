@@ -64,6 +64,23 @@ def test_a_late_answer_does_not_bring_back_what_is_gone(ledger: Ledger) -> None:
     assert ledger.volume("pvc-u1") is None
 
 
+def test_late_news_of_an_earlier_claim_does_not_take_the_place_of_the_next(ledger: Ledger) -> None:
+    """A read has told of the next one already; its storage must not be taken for that of a claim that is gone."""
+    ledger.apply(Claim.from_api(claim_body(uid="u1", version=5)))
+    ledger.apply(Claim.from_api(claim_body(uid="u2", version=9)), assumed=True)
+    assert not ledger.apply(Claim.from_api(claim_body(uid="u1", version=7, deleting=True)))
+    assert not ledger.forget(Claim, Uid("u1"))
+    assert ledger.claim_of(Uid("u2")) is not None
+    assert not ledger.is_gone(Claim, Uid("u2"))
+
+
+def test_what_was_forgotten_by_mistake_comes_back_with_the_watch(ledger: Ledger) -> None:
+    ledger.apply(Claim.from_api(claim_body(version=5)))
+    ledger.forget(Claim, Uid("u1"))
+    assert DATA in ledger.apply(Claim.from_api(claim_body(version=6)))
+    assert ledger.claim_of(Uid("u1")) is not None
+
+
 def test_a_claim_made_again_is_another_claim(ledger: Ledger) -> None:
     ledger.apply(Claim.from_api(claim_body(uid="u1", version=5)))
     ledger.apply(Volume.from_api(volume_body()))
