@@ -85,6 +85,8 @@ async def running(
     task = asyncio.create_task(program.run(stop))
     try:
         await until(lambda: given.endpoint.exists() or task.done())
+        # The pages come after the socket: on a busy machine a moment later.
+        await until(lambda: given.metrics_listen is None or program.pages_port or task.done())
         yield program, task
     finally:
         stop.set()
