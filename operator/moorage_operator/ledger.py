@@ -83,8 +83,10 @@ class _Table(Generic[_Name, _Record]):
             self.drop(old.uid)
         self.by_name[name] = record
         self.names[record.uid] = name
+        # An answer that comes after the watch has told the same is no assumption any more.
+        told = self._versions.get(record.uid) == version and record.uid not in self._assumed
         self._versions[record.uid] = version
-        (self._assumed.add if assumed else self._assumed.discard)(record.uid)
+        (self._assumed.add if assumed and not told else self._assumed.discard)(record.uid)
         return old
 
     def is_confirmed(self, uid: Uid) -> bool:

@@ -39,7 +39,9 @@ from moorage_operator.model.wait import Wait
 GRACE: Final = 0.1
 """Seconds for the in-tree binder to finish what it has begun: it is done by then unless it has a queue."""
 
+SHORT_REST: Final = 0.01
 LAG_REST: Final = 0.1
+"""Seconds between two looks whether it knows the volume: at first, and once it has taken that long."""
 MOST_LAG: Final = 60.0
 """Seconds that a bind waits for the in-tree binder to come to its volume; one that takes longer does not run."""
 
@@ -151,7 +153,7 @@ def _beside(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
     unknown = ledger.debts.awaits(volume.name) and not ledger.is_confirmed(volume)
     lags = not claim.bind_completed and (unknown or ledger.debts.before(volume.name))
     if lags and now - since < MOST_LAG:
-        rest = max(rest, LAG_REST)
+        rest = max(rest, SHORT_REST if now - since < LAG_REST else LAG_REST)
     if rest <= 0:
         return NOTHING
     if wait is not None and wait.reason == FINISHING:
