@@ -336,7 +336,8 @@ class Performer:
             return False
         claim = await self._look(writing.claim_named(volume.claim))
         living = claim if isinstance(claim, Claim) and claim.uid == volume.claim.uid else None
-        elsewhere = living is not None and living.volume_name not in {"", volume.name}
+        # As the in-tree binder has it for the volumes of plugins; what is ours is never emptied while that claim lives.
+        elsewhere = living is not None and living.volume_name not in {"", volume.name} and not volume.ours
         same = (volume.uid, volume.claim, volume.reclaim_policy) == (decided.uid, decided.claim, decided.reclaim_policy)
         return same and (living is None or elsewhere)
 

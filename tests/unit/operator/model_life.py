@@ -17,6 +17,7 @@ from moorage_operator.decide.plan import Emit
 from moorage_operator.errors import DriverUnreachableError, UnreachableError
 from moorage_operator.ledger import Ledger
 from moorage_operator.loop import Reconciler
+from moorage_operator.model.ids import Uid
 from moorage_operator.notes import Rooms
 from tests.unit.operator.model_api import Body, kind_of
 
@@ -42,7 +43,7 @@ class Point:
 
 
 class Overheard(Performer):
-    """Notes when people are told of a wait, and which.
+    """Notes of which waits people are told, and when that was decided.
 
     Args:
         told: by claim.
@@ -55,7 +56,9 @@ class Overheard(Performer):
 
     def _note(self, step: Note) -> None:
         if isinstance(step, Emit) and step.key.startswith("waits:"):
-            self._told[step.regarding.uid].append((self._clock(), step.key))
+            wait = self._ledger.notes.wait(Uid(step.regarding.uid))
+            assert wait is not None, "a wait that is told is remembered"
+            self._told[step.regarding.uid].append((wait.told_at, step.key))
         super()._note(step)
 
 

@@ -13,7 +13,7 @@ from moorage_operator.errors import ConflictError, NotFoundError
 from moorage_operator.ledger import Ledger
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.node import Node
-from moorage_operator.model.volume import Volume
+from moorage_operator.model.volume import ANY_CLAIM, Volume
 from tests.unit.operator.model_api import Body, kind_of
 from tests.unit.operator.model_binder import HandmadeCluster, foreign
 from tests.unit.operator.objects import node_body
@@ -29,6 +29,7 @@ class ScheduledCluster(HandmadeCluster):
         super().__init__()
         self.scheduler_read: list[tuple[str, Body]] = []
         self.by_hand: set[str] = set()
+        self.kept_by_people: set[str] = set()
 
     def scheduler_wants(self, node: str) -> list[tuple[str, Body]]:
         """Every write that it would make now if it chose that node for every pod that waits."""
@@ -59,6 +60,16 @@ class ScheduledCluster(HandmadeCluster):
             self.api.replace(path, body)
         except (ConflictError, NotFoundError):
             return
+
+    def check_kept(self) -> None:
+        """What a binder chose and another one won is free again: only what people keep for a name stays kept for it."""
+        for body in self.api.volumes.values():
+            volume = Volume.from_api(copy.deepcopy(body))
+            ref = volume.claim
+            if ref is None or ref.uid or ref.name == ANY_CLAIM:
+                continue
+            asked = volume.uid in self.kept_by_people or volume.reuse or volume.reserved_for
+            assert asked, f"{volume.name} stays kept for {ref.name}, and nobody has asked for that"
 
     def check_leaks(self, forgotten: set[str]) -> None:
         """What a node holds is an object's, or was made by hand, or its maker died: then the driver's own record is left."""

@@ -93,6 +93,7 @@ class World:
         self._rest()
         self.cluster.check_calm(calm)
         self.cluster.check_rest(self.setting)
+        self.cluster.check_kept()
         self.cluster.check_leaks(self._forgotten)
         before = dict(self.cluster.writes)
         self._rest()
@@ -161,6 +162,7 @@ class World:
             body["spec"]["volumeMode"] = "Block"
         if random.random() < 0.2:
             body["spec"]["claimRef"] = self._reference(random)
+            self.cluster.kept_by_people.add(body["metadata"]["uid"])
         body["metadata"]["annotations"] = dict(random.choice(MARKS))
         body["metadata"]["labels"] = random.choice(({}, {"tier": "gold"}))
         self.cluster.api.store(path, body)
@@ -196,6 +198,7 @@ class World:
             del body["spec"]["claimRef"]
         else:
             body["spec"]["claimRef"].pop("uid", None)
+            self.cluster.kept_by_people.add(body["metadata"]["uid"])
         self.cluster.api.store(_volume_path(name), body)
         return name
 

@@ -233,6 +233,7 @@ def test_in_no_world_is_a_forbidden_write_made(
     ledger.apply(asks)
     plans = [decide(ledger, key) for key in (DATA, *(volume_key(body["metadata"]["name"]) for body in volumes))]
     for write in [write for plan in plans for write in writes(plan)]:
+        _check_conditions(ledger, write)
         _check_order(ledger, asks, write)
         if not instead:
             _check_beside(ledger, write)
@@ -248,6 +249,20 @@ def _any_claim(random: Random) -> generated.Body:
         body["metadata"]["annotations"] = body["metadata"].get("annotations", {}) | marks
     body["status"]["phase"] = random.choice(("Pending", "Pending", "Bound", "Lost"))
     return body
+
+
+def _check_conditions(ledger: Ledger, write: Write) -> None:
+    """No write goes out without saying what it was decided upon: who gets a volume, upon this very version of it."""
+    if write.verb is not Verb.PATCH:
+        assert write.target.uid
+        return
+    tested = {op["path"]: op["value"] for op in write.ops if op["op"] == "test"}
+    decides = any(op["path"].startswith("/spec/claimRef") for op in write.ops if op["op"] != "test")
+    if write.target.kind is Volume and (decides or any(op["op"] == "remove" for op in write.ops)):
+        known_as = ledger.volume(write.target.key.name)
+        assert known_as is not None
+        assert tested["/metadata/resourceVersion"] == known_as.resource_version
+    assert tested.keys() & {"/metadata/resourceVersion", "/metadata/uid"}
 
 
 def _check_order(ledger: Ledger, asks: Claim, write: Write) -> None:
