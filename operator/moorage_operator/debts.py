@@ -30,9 +30,6 @@ class Debts:
         self._heard: dict[str, int] = {}
         self._newest = 0
 
-    def __len__(self) -> int:
-        return len(self._owed)
-
     def note(self, volume: Volume, *, owed: bool, news: bool) -> None:
         """Take in a volume.
 

@@ -16,7 +16,7 @@ known one concerns nobody. There is no lock: a ledger belongs to one event loop 
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from moorage_operator.debts import Debts, owes
 from moorage_operator.model.claim import Claim
@@ -28,84 +28,16 @@ from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import RELEASED, Volume
 from moorage_operator.notes import Notes
 from moorage_operator.stock import Standing, Stock, standing
+from moorage_operator.table import Table
 from moorage_operator.waiting import Waiting
 
 Record = Claim | Volume | Class | Node | NodeDrivers | Pod
 Keys = frozenset[Key]
 
 NOBODY: Final[Keys] = frozenset()
-MOST_GONE: Final = 4096
-"""Uids of deleted objects that are remembered: far more than can be in flight at once."""
-
-
-class _HasUid(Protocol):
-    @property
-    def uid(self) -> Uid: ...
-
 
 _Name = TypeVar("_Name", bound=Hashable)
-_Record = TypeVar("_Record", bound=_HasUid)
 _Value = TypeVar("_Value")
-
-
-class _Table(Generic[_Name, _Record]):
-    """The records of one kind by name, and the rule of which of two is the newer."""
-
-    __slots__ = ("_assumed", "_gone", "_versions", "by_name", "names")
-
-    def __init__(self) -> None:
-        self.by_name: dict[_Name, _Record] = {}
-        self.names: dict[Uid, _Name] = {}
-        self._versions: dict[Uid, str] = {}
-        self._assumed: set[Uid] = set()
-        self._gone: dict[Uid, None] = {}
-
-    def accepts(self, name: _Name, uid: Uid, version: str, *, assumed: bool, listed: bool = False) -> bool:
-        """Whether a record of that version is at least as new as what is known.
-
-        A list overrules what the watch has told, but not an answer to a write of ours: the list may have been
-        made before that write and be delivered after it.
-        """
-        if assumed and uid in self._gone:
-            return False
-        known = self.by_name.get(name)
-        if known is None or not version or (listed and known.uid not in self._assumed):
-            return True
-        old = self._versions[known.uid]
-        if version.isdecimal() and old.isdecimal():
-            return int(version) >= int(old)
-        return assumed or known.uid not in self._assumed or version == old
-
-    def put(self, name: _Name, record: _Record, version: str, *, assumed: bool) -> _Record | None:
-        """Keep the record; returns the one that it replaces."""
-        old = self.by_name.get(name)
-        if old is not None and old.uid != record.uid:
-            self.drop(old.uid)
-        self.by_name[name] = record
-        self.names[record.uid] = name
-        # An answer that comes after the watch has told the same is no assumption any more.
-        told = self._versions.get(record.uid) == version and record.uid not in self._assumed
-        self._versions[record.uid] = version
-        (self._assumed.add if assumed and not told else self._assumed.discard)(record.uid)
-        return old
-
-    def is_confirmed(self, uid: Uid) -> bool:
-        """Whether what is known of an object is from the watch, and not yet only from an answer to ourselves."""
-        return uid not in self._assumed
-
-    def is_gone(self, uid: Uid) -> bool:
-        """Whether an object of that uid was let go of lately."""
-        return uid in self._gone
-
-    def drop(self, uid: Uid) -> _Record | None:
-        """Let go of an object; returns its last record, None when it was not known."""
-        self._gone[uid] = None
-        if len(self._gone) > MOST_GONE:
-            del self._gone[next(iter(self._gone))]
-        name = self.names.pop(uid, None)
-        self._versions.pop(uid, None)
-        self._assumed.discard(uid)
-        return None if name is None else self.by_name.pop(name)
 
 
 class Ledger:
@@ -120,12 +52,12 @@ class Ledger:
         self.notes: Final = Notes()
         self.stock: Final = Stock()
         self.debts: Final = Debts()
-        self._claims: _Table[Key, Claim] = _Table()
-        self._volumes: _Table[str, Volume] = _Table()
-        self._classes: _Table[str, Class] = _Table()
-        self._nodes: _Table[str, Node] = _Table()
-        self._drivers: _Table[str, NodeDrivers] = _Table()
-        self._pods: _Table[tuple[str, str], Pod] = _Table()
+        self._claims: Table[Key, Claim] = Table()
+        self._volumes: Table[str, Volume] = Table()
+        self._classes: Table[str, Class] = Table()
+        self._nodes: Table[str, Node] = Table()
+        self._drivers: Table[str, NodeDrivers] = Table()
+        self._pods: Table[tuple[str, str], Pod] = Table()
         self._unbound: defaultdict[str, set[Key]] = defaultdict(set)
         self._of_claim: defaultdict[Key, set[str]] = defaultdict(set)
         self._naming: defaultdict[str, set[Key]] = defaultdict(set)
@@ -275,8 +207,8 @@ class Ledger:
         """Forget what a list that began after ``known`` was taken does not hold any more."""
         return frozenset().union(*(self.forget(kind, uid) for uid in known if uid not in listed))
 
-    def _table(self, kind: type[Record]) -> _Table[Any, Any]:
-        tables: dict[type[Record], _Table[Any, Any]] = {
+    def _table(self, kind: type[Record]) -> Table[Any, Any]:
+        tables: dict[type[Record], Table[Any, Any]] = {
             Claim: self._claims,
             Volume: self._volumes,
             Class: self._classes,

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.api.operator_world import PATCH, RefusedError
+from tests.api.operator_world import PATCH, RefusedError, is_pair
 
 if TYPE_CHECKING:
     from tests.api.operator_world import World
 
 VOLUMES = "/api/v1/persistentvolumes"
+
+
+def bound_to(world: World, claim: str) -> str:
+    """The volume that a claim is completely bound to; empty when it is not."""
+    found = world.claim(claim)
+    assert found is not None
+    name = str(found["spec"].get("volumeName", ""))
+    volumes = {item["metadata"]["name"]: item for item in world.volumes()}
+    return name if is_pair(found, volumes.get(name)) else ""
 
 
 class Shelf:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.api.operator_world import World, is_pair
-from tests.api.static_volumes import Shelf
+from tests.api.operator_world import World
+from tests.api.static_volumes import Shelf, bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,22 +20,6 @@ if TYPE_CHECKING:
 def world(api_server_with_controllers: ControlPlane, tmp_path: Path) -> Iterator[World]:
     with World(api_server_with_controllers, tmp_path) as made:
         yield made
-
-
-@pytest.fixture
-def shelf(world: World) -> Iterator[Shelf]:
-    made = Shelf(world)
-    yield made
-    made.clear()
-
-
-def bound_to(world: World, claim: str) -> str:
-    """The volume that a claim is completely bound to; empty when it is not."""
-    found = world.claim(claim)
-    assert found is not None
-    name = str(found["spec"].get("volumeName", ""))
-    volumes = {item["metadata"]["name"]: item for item in world.volumes()}
-    return name if is_pair(found, volumes.get(name)) else ""
 
 
 def pod(world: World, name: str, claim: str, node: str = "") -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.api.operator_world import PATCH, World, is_pair
-from tests.api.static_volumes import Shelf
+from tests.api.operator_world import PATCH, World
+from tests.api.static_volumes import Shelf, bound_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,24 +24,8 @@ def world(api_server_without_binder: ControlPlane, tmp_path: Path) -> Iterator[W
         yield made
 
 
-@pytest.fixture
-def shelf(world: World) -> Iterator[Shelf]:
-    made = Shelf(world)
-    yield made
-    made.clear()
-
-
 def start(world: World) -> None:
     world.start_operator("--binder-mode=instead")
-
-
-def bound_to(world: World, claim: str) -> str:
-    """The volume that a claim is completely bound to; empty when it is not."""
-    found = world.claim(claim)
-    assert found is not None
-    name = str(found["spec"].get("volumeName", ""))
-    volumes = {item["metadata"]["name"]: item for item in world.volumes()}
-    return name if is_pair(found, volumes.get(name)) else ""
 
 
 def test_the_smallest_volume_that_fits_is_bound_with_four_writes(world: World, shelf: Shelf) -> None:

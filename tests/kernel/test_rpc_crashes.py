@@ -6,58 +6,28 @@ started on what each of them left.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from moorage_csi.host import filesystems, mounts
 from moorage_csi.rpc.validation import volume_id_for
+from tests.kernel.crash_points import areas_of
 from tests.kernel.rpc_driver import DIRECTORY, Driver, mounted_below, running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 
 _VICTIM = """
-import asyncio, json, os, signal, sys, time
-from moorage_csi.host import commands, paths, syscalls
+import asyncio, json, os, sys, time
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.rpc import validation
 from moorage_csi.rpc.provisioning import Provisioner
 from moorage_csi.rpc.station import Station
 from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.pool import PoolSettings
+from tests.kernel.crash_points import die_at
 
 area, what, parameters = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-
-def counting(fatal):
-    seen = [0]
-    def point():
-        seen[0] += 1
-        if seen[0] == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def watch(module, name):
-        real = getattr(module, name)
-        def watched(*args, **kwargs):
-            point()
-            result = real(*args, **kwargs)
-            point()
-            return result
-        setattr(module, name, watched)
-    for name in ("fsync", "mkdir", "rename", "ftruncate", "rmdir", "unlink", "fchmod"):
-        watch(os, name)
-    watch(syscalls, "rename_no_replace")
-    real_run = commands.run
-    async def run(*args, **kwargs):
-        task = asyncio.ensure_future(real_run(*args, **kwargs))
-        await asyncio.sleep(0.002)
-        point()
-        result = await task
-        point()
-        return result
-    commands.run = run
-    return seen
 
 async def scenario(path, fatal):
     os.mkdir(path)
@@ -75,11 +45,11 @@ async def scenario(path, fatal):
         pools=["default"],
     )
     if what == "create":
-        counting(fatal)
+        die_at(fatal)
         await provisioner.create(station, wish)
     else:
         record = await provisioner.create(station, wish)
-        counting(fatal)
+        die_at(fatal)
         await provisioner.delete(station, record)
 
 areas = []
@@ -98,18 +68,7 @@ print(json.dumps(areas))
 
 def _crashed(area: Path, what: str, parameters: dict[str, str]) -> list[Path]:
     """Areas on which a driver died at one point each; the last one came through."""
-    done = subprocess.run(
-        [sys.executable, "-c", _VICTIM, str(area), what, json.dumps(parameters)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    areas = [Path(path) for path in json.loads(done.stdout)]
-    assert 10 < len(areas) < 400, "the crash points were not counted"
-    return areas
+    return areas_of("-c", _VICTIM, str(area), what, json.dumps(parameters))
 
 
 def _inode(driver: Driver, volume: str, parameters: dict[str, str]) -> int | None:

@@ -1,9 +1,6 @@
 """The driver is killed (SIGKILL) before and after every change that a wipe makes to the disk, and started again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
@@ -11,6 +8,7 @@ import pytest
 
 from moorage_csi.host import filesystems, mounts
 from moorage_csi.rpc.validation import volume_id_for
+from tests.kernel.crash_points import areas_of
 from tests.kernel.rpc_driver import DIRECTORY, Driver, capability, mounted_below, refused, running
 from tests.kernel.wipe_client import record_of, wiping
 from tests.kernel.wipe_victim import NAME, OLD, OLD_AT, SIZE
@@ -26,21 +24,7 @@ kinds = pytest.mark.parametrize(
 
 def _crashed(area: Path, parameters: dict[str, str], *, block: bool) -> list[Path]:
     """Areas on which a driver died at one point each; the last one came through."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.kernel.wipe_victim"),
-            *(str(area), json.dumps(parameters), "block" if block else "mount"),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    areas = [Path(path) for path in json.loads(done.stdout)]
-    assert 10 < len(areas) < 400, "the crash points were not counted"
-    return areas
+    return areas_of("-m", "tests.kernel.wipe_victim", str(area), json.dumps(parameters), "block" if block else "mount")
 
 
 def _holds_old_data(driver: Driver) -> bool:

@@ -7,16 +7,13 @@ one comes through, and prints the directories that they leave. Every volume hold
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from moorage_csi.host import commands, syscalls
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.rpc import validation
 from moorage_csi.rpc.provisioning import Provisioner
@@ -24,9 +21,7 @@ from moorage_csi.rpc.station import Station
 from moorage_csi.rpc.wiping import Wiper
 from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.pool import PoolSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.kernel.crash_points import die_at
 
 NAME: Final = "pvc-1"
 SIZE: Final = 64 << 20
@@ -35,41 +30,6 @@ OLD_AT: Final = 32 << 20
 """Where in an image the old bytes lie: past what mkfs writes for a filesystem of this size."""
 
 _MOST: Final = 400
-
-
-def die_at(fatal: int) -> None:
-    """End this process before or after its ``fatal``-th change of the disk, or while mkfs runs."""
-    seen = itertools.count(1)
-
-    def point() -> None:
-        if next(seen) == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(module: Any, name: str) -> None:
-        real: Callable[..., Any] = getattr(module, name)
-
-        def watched(*arguments: Any, **more: Any) -> Any:
-            point()
-            result = real(*arguments, **more)
-            point()
-            return result
-
-        setattr(module, name, watched)
-
-    for name in ("fsync", "mkdir", "rename", "ftruncate", "rmdir", "unlink", "fchmod"):
-        watch(os, name)
-    watch(syscalls, "rename_no_replace")
-    real_run = commands.run
-
-    async def run(*arguments: Any, **more: Any) -> commands.Result:
-        task = asyncio.ensure_future(real_run(*arguments, **more))
-        await asyncio.sleep(0.002)
-        point()
-        result = await task
-        point()
-        return result
-
-    setattr(commands, "run", run)  # noqa: B010 - mypy would refuse the plain assignment
 
 
 async def wipe(area: Path, parameters: dict[str, str], *, block: bool, fatal: int) -> None:

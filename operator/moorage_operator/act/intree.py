@@ -12,6 +12,7 @@ from moorage_operator.decide import explaining, plugins
 from moorage_operator.decide.plan import Destroy, Plan, Provision, Scrub, Stop
 from moorage_operator.errors import AlreadyExistsError, ApiError, NotFoundError, PluginError
 from moorage_operator.ledger import Ledger
+from moorage_operator.model.volume import Volume
 
 
 class Plugin(Protocol):
@@ -113,14 +114,26 @@ class InTree:
         return plugins.not_saved(step, problem)
 
     async def _destroy(self, step: Destroy) -> Plan:
-        volume = self._ledger.volume(step.name)
+        destroy = self._running[step.plugin].destroy
+        return await self._reclaim(step.name, destroy, explaining.DELETE_FAILED, plugins.destroyed)
+
+    async def _scrub(self, step: Scrub) -> Plan:
+        return await self._reclaim(
+            step.name, self._running[step.plugin].scrub, plugins.RECYCLE_FAILED, plugins.scrubbed
+        )
+
+    async def _reclaim(
+        self, name: str, call: Callable[[str], Awaitable[None]], reason: str, done: Callable[[Volume], Plan]
+    ) -> Plan:
+        """Have a plugin do something to a volume; one that is gone meanwhile needs nothing."""
+        volume = self._ledger.volume(name)
         if volume is None:
             return ()
         try:
-            await self._running[step.plugin].destroy(step.name)
+            await call(name)
         except PluginError as error:
-            return plugins.failed(self._ledger, volume, explaining.DELETE_FAILED, str(error))
-        return plugins.destroyed(volume)
+            return plugins.failed(self._ledger, volume, reason, str(error))
+        return done(volume)
 
     async def _clean(self, step: Destroy) -> Plan:
         for attempt in range(step.times):
@@ -132,13 +145,3 @@ class InTree:
                 continue
             break
         return ()
-
-    async def _scrub(self, step: Scrub) -> Plan:
-        volume = self._ledger.volume(step.name)
-        if volume is None:
-            return ()
-        try:
-            await self._running[step.plugin].scrub(step.name)
-        except PluginError as error:
-            return plugins.failed(self._ledger, volume, plugins.RECYCLE_FAILED, str(error))
-        return plugins.scrubbed(volume)

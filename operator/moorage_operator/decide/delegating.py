@@ -19,19 +19,22 @@ def delegate(ledger: Ledger, claim: Claim, judgement: Judgement, now: float) -> 
     After a crash the annotations are stored or not; a plugin is asked again under the same name.
     """
     cls, rules = judgement.cls, ledger.rules
-    why = reasons.answer(ledger, claim, judgement)
-    told = NOTHING if why is None else explaining.waits(ledger, claim, why, now)
     if cls is None:
-        return told
+        return _tell(ledger, claim, judgement, now)
     migrated = rules.migrated.get(cls.provisioner, "")
     if migrated or not cls.provisioner.startswith(IN_TREE):
-        return *ask(ledger, claim, migrated or cls.provisioner), *told
+        return *ask(ledger, claim, migrated or cls.provisioner), *_tell(ledger, claim, judgement, now)
     plugin = rules.plugins.get(cls.provisioner)
     if plugin is None or not plugin.provisions:
-        return told
+        return _tell(ledger, claim, judgement, now)
     if claim.source:
         return plugins.refuse_source(claim, cls)
     return *ask(ledger, claim, cls.provisioner), *plugins.provision(claim, cls, plugin)
+
+
+def _tell(ledger: Ledger, claim: Claim, judgement: Judgement, now: float) -> Plan:
+    why = reasons.answer(ledger, claim, judgement)
+    return NOTHING if why is None else explaining.waits(ledger, claim, why, now)
 
 
 def ask(ledger: Ledger, claim: Claim, provisioner: str) -> Plan:

@@ -24,6 +24,11 @@ WAITING: Final = "WaitingForNode"
 GOING_ON: Final = "Provisioning"
 DELETE_FAILED: Final = "VolumeFailedDelete"
 
+RETELL: Final = 30.0
+"""Seconds between two events about one claim's wait, however fast the reasons change."""
+REFRESH: Final = 2700.0
+"""Seconds after which a wait that goes on is told again; the API server keeps events for 3600."""
+
 _FIGURES: Final = re.compile(r"\b[0-9]+(?:\.[0-9]+)?")
 
 
@@ -45,14 +50,6 @@ def warn(ledger: Ledger, regarding: Reference, reason: str, message: str, *, nod
 def note(ledger: Ledger, regarding: Reference, reason: str, message: str, *, node: str = "") -> Plan:
     """A Normal event, once."""
     return told_once(ledger, regarding, reason=reason, message=message, node=node)
-
-
-RETELL: Final = 30.0
-"""Seconds between two events about one claim's wait, however fast the reasons change."""
-
-
-REFRESH: Final = 2700.0
-"""Seconds after which a wait that goes on is told again; the API server keeps events for 3600."""
 
 
 def waits(ledger: Ledger, claim: Claim, why: Answer, now: float) -> Plan:

@@ -1,7 +1,7 @@
 """What is the case with a claim: the table of binding.md 1.5, as one answer.
 
 A judgement says what ought to happen and who is to do it follows from it: ``decide.claims`` turns it into steps,
-``decide.explaining`` into a sentence. So what we do and what we say about it cannot differ.
+``decide.reasons`` into a sentence. So what we do and what we say about it cannot differ.
 """
 
 import enum
@@ -63,7 +63,6 @@ class Judgement:
     Attributes:
         volume: the one that is spoken of, where there is one.
         cls: the claim's class, or in case DEFAULT the one to be given to it; None when there is no such class.
-        late: it binds late.
         pods: those that use the claim, where that matters.
         node: where the volume has to be, when that is decided: the scheduler's choice, or the node of a pod.
         mismatch: what is wrong with the named volume.
@@ -73,7 +72,6 @@ class Judgement:
     case: Case
     volume: Volume | None = None
     cls: Class | None = None
-    late: bool = False
     pods: tuple[Pod, ...] = ()
     node: str = ""
     mismatch: Mismatch | None = None
@@ -125,7 +123,7 @@ def _unbound(ledger: Ledger, claim: Claim) -> Judgement:
     volume = matching.match(ledger, claim, late=late)
     if volume is not None:
         kept = volume.claim is not None and volume.claim.means(claim)
-        return Judgement(case=Case.BIND if kept else Case.CHOOSE, volume=volume, cls=cls, late=late)
+        return Judgement(case=Case.BIND if kept else Case.CHOOSE, volume=volume, cls=cls)
     if claim.class_name is None:
         defaults = ledger.default_classes()
         if defaults:
@@ -133,7 +131,7 @@ def _unbound(ledger: Ledger, claim: Claim) -> Judgement:
     if late and not claim.selected_node:
         return _late(ledger, claim, cls)
     if claim.class_name:
-        return Judgement(case=Case.PROVISION, cls=cls, late=late, node=claim.selected_node)
+        return Judgement(case=Case.PROVISION, cls=cls, node=claim.selected_node)
     return Judgement(case=Case.NONE_FITS)
 
 
@@ -147,8 +145,8 @@ def _late(ledger: Ledger, claim: Claim, cls: Class | None) -> Judgement:
     placed = next((pod.node for pod in pods if pod.node), "")
     node = ledger.node(placed)
     if cls is None or not cls.ours or node is None:
-        return Judgement(case=Case.CONSUMER, cls=cls, late=True, pods=pods)
+        return Judgement(case=Case.CONSUMER, cls=cls, pods=pods)
     volume = matching.match(ledger, claim, late=True, node=node)
     if volume is not None:
-        return Judgement(case=Case.CHOOSE, volume=volume, cls=cls, late=True, pods=pods, node=placed)
-    return Judgement(case=Case.PROVISION, cls=cls, late=True, pods=pods, node=placed)
+        return Judgement(case=Case.CHOOSE, volume=volume, cls=cls, pods=pods, node=placed)
+    return Judgement(case=Case.PROVISION, cls=cls, pods=pods, node=placed)

@@ -10,7 +10,7 @@ found by the name of the claim.
 """
 
 import enum
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from moorage_operator.errors import DecisionError
 from moorage_operator.ledger import Ledger
@@ -133,25 +133,25 @@ def _by_groups(
     ledger: Ledger, claim: Claim, kept: list[Volume], excluded: Collection[str], *, late: bool
 ) -> Volume | None:
     """The smallest group of modes that has anything; what is kept for a whole namespace comes after what is free."""
-    asked = frozenset(claim.access_modes)
     own = {frozenset(volume.access_modes): volume for volume in reversed(kept)}
-    free = {} if late else ledger.stock.free.rows(Place.of_claim(claim))
+    if late:
+        return _first_of(ledger, claim, own, {}, excluded)
+    free, theirs = (ledger.stock.free.rows(Place.of_claim(claim, namespace)) for namespace in ("", claim.namespace))
+    return _first_of(ledger, claim, own, free, excluded) or _first_of(ledger, claim, {}, theirs, excluded)
+
+
+def _first_of(
+    ledger: Ledger,
+    claim: Claim,
+    own: Mapping[Modes, Volume],
+    free: Mapping[Modes, Row],
+    excluded: Collection[str],
+) -> Volume | None:
+    """What the first group yields that yields anything: the claim's own volume, else the smallest free one."""
+    asked = frozenset(claim.access_modes)
     for modes in sorted({*own, *free}, key=group_order):
-        if not asked <= modes:
-            continue
-        if modes in own:
-            return own[modes]
-        found = next(_fitting(ledger, claim, free[modes], excluded), None)
-        if found is not None:
-            return found
-    return None if late else _of_namespace(ledger, claim, excluded)
-
-
-def _of_namespace(ledger: Ledger, claim: Claim, excluded: Collection[str]) -> Volume | None:
-    rows = ledger.stock.free.rows(Place.of_claim(claim, claim.namespace))
-    for modes in sorted(rows, key=group_order):
-        if modes >= frozenset(claim.access_modes):
-            found = next(_fitting(ledger, claim, rows[modes], excluded), None)
+        if asked <= modes:
+            found = own.get(modes) or next(_fitting(ledger, claim, free[modes], excluded), None)
             if found is not None:
                 return found
     return None
@@ -175,7 +175,7 @@ def _smallest(ledger: Ledger, claim: Claim, node: Node, excluded: Collection[str
     return None
 
 
-def _fitting(ledger: Ledger, claim: Claim, row: Row, excluded: Collection[str] = ()) -> Iterator[Volume]:
+def _fitting(ledger: Ledger, claim: Claim, row: Row, excluded: Collection[str]) -> Iterator[Volume]:
     """The volumes of a row that are large enough and that the selector takes, smallest first."""
     for _, name in row.from_size(claim.requested, claim.selector):
         volume = ledger.volume(name)

@@ -150,13 +150,12 @@ def unbind(volume: Volume) -> Write:
 
 def scrubbed(volume: Volume) -> Plan:
     """The storage is empty: the volume may be used again."""
-    emit = Emit(
-        regarding=volume.reference,
-        reason=RECYCLED,
-        message="The data of the last claim was removed: the volume can be used again",
-        key=f"{RECYCLED}:{volume.claim_uid}",
-    )
-    return emit, unbind(volume)
+    return recycled(volume, "The data of the last claim was removed: the volume can be used again"), unbind(volume)
+
+
+def recycled(volume: Volume, message: str) -> Emit:
+    """Tell that a volume was emptied, once for each claim that had it."""
+    return Emit(regarding=volume.reference, reason=RECYCLED, message=message, key=f"{RECYCLED}:{volume.claim_uid}")
 
 
 def failed(ledger: Ledger, volume: Volume, reason: str, error: str) -> Plan:

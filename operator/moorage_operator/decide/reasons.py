@@ -148,16 +148,16 @@ def _help(found: Census, claim: Claim) -> str:
 def _provision(ledger: Ledger, claim: Claim, judgement: Judgement) -> Answer | None:
     cls = judgement.cls
     if cls is None:
-        known = ", ".join(ledger.classes()) or "none"
+        known, found = ", ".join(ledger.classes()) or "none", census(ledger, claim)
         return Answer(
             waits_for=WaitsFor.CLASS,
             reason="ProvisioningFailed",
             message=f"Storage class {claim.class_name!r} does not exist (there is: {known}). Make it, or make a volume "
-            f"with that class name by hand; {describe(census(ledger, claim), claim)}",
+            f"with that class name by hand; {describe(found, claim)}",
             key="class missing",
             warning=True,
             binder=True,
-            census=census(ledger, claim),
+            census=found,
         )
     if cls.ours:
         return _ours(ledger, claim)
@@ -322,14 +322,13 @@ def _binder(ledger: Ledger, claim: Claim, judgement: Judgement) -> Answer | None
     """Beside the in-tree binder: what is left to it."""
     if ledger.rules.instead or (judgement.case is Case.CHOOSE and judgement.choice_is_ours):
         return None
-    cls = judgement.cls
-    volume = judgement.volume
+    cls, volume = judgement.cls, judgement.volume
     if judgement.case is Case.BIND and volume is not None:
         if volume.claim is not None and volume.claim.uid:
             return None
         what = f"volume {volume.name} has to be reserved for the claim by its uid"
-    elif judgement.case is Case.CHOOSE and judgement.volume is not None:
-        what = f"volume {judgement.volume.name} fits and is free"
+    elif judgement.case is Case.CHOOSE and volume is not None:
+        what = f"volume {volume.name} fits and is free"
     elif judgement.case is Case.DEFAULT and cls is not None:
         what = f"the claim names no class, and gets {cls.name}, the default"
     else:

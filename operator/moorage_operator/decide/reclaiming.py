@@ -6,7 +6,7 @@ own volumes, plugins for theirs.
 """
 
 from moorage_operator.decide import explaining, placing, plugins, writing
-from moorage_operator.decide.plan import NOTHING, ConfirmReclaimable, Emit, Plan, WipeVolume
+from moorage_operator.decide.plan import NOTHING, ConfirmReclaimable, Plan, WipeVolume
 from moorage_operator.ledger import Ledger
 from moorage_operator.model import volume as volumes
 from moorage_operator.model.volume import Volume
@@ -47,13 +47,8 @@ def not_wiped(ledger: Ledger, volume: Volume, error: str) -> Plan:
 
 def wiped(volume: Volume) -> Plan:
     """It is empty: it may be anybody's again."""
-    emit = Emit(
-        regarding=volume.reference,
-        reason=plugins.RECYCLED,
-        message="The data of the last claim was removed by the driver: the volume can be used again",
-        key=f"{plugins.RECYCLED}:{volume.claim_uid}",
-    )
-    return emit, writing.give_back(volume)
+    message = "The data of the last claim was removed by the driver: the volume can be used again"
+    return plugins.recycled(volume, message), writing.give_back(volume)
 
 
 def _recycle(ledger: Ledger, volume: Volume) -> Plan:

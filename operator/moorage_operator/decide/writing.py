@@ -130,24 +130,17 @@ def claim_reference(claim: Claim) -> dict[str, Any]:
 
 def give_back(volume: Volume) -> Write:
     """Undo a choice of a controller: nobody's volume any more (binding.md V7)."""
-    ops: list[Mapping[str, Any]] = [{"op": "remove", "path": "/spec/claimRef"}]
-    if volume.bound_by_controller:
-        ops.append({"op": "remove", "path": _annotation(claims.BOUND_BY_CONTROLLER)})
-    return _versioned(volume_target(volume), volume.reference, volume.resource_version, *ops)
+    return _loosen(volume, "/spec/claimRef", mark=volume.bound_by_controller)
 
 
 def keep_by_name(volume: Volume) -> Write:
     """Take the uid out of claimRef: kept for whatever claim has that name (binding.md V8)."""
-    ops = [{"op": "remove", "path": "/spec/claimRef/uid"}]
-    return _versioned(volume_target(volume), volume.reference, volume.resource_version, *ops)
+    return _loosen(volume, "/spec/claimRef/uid", mark=False)
 
 
 def keep_for_next(volume: Volume) -> Write:
     """The same, for good: no controller's choice any more, so none gives it back."""
-    ops: list[Mapping[str, Any]] = [{"op": "remove", "path": "/spec/claimRef/uid"}]
-    if volume.bound_by_controller:
-        ops.append({"op": "remove", "path": _annotation(claims.BOUND_BY_CONTROLLER)})
-    return _versioned(volume_target(volume), volume.reference, volume.resource_version, *ops)
+    return _loosen(volume, "/spec/claimRef/uid", mark=volume.bound_by_controller)
 
 
 def keep_for(volume: Volume, namespace: str, name: str) -> Write:
@@ -287,6 +280,14 @@ def claim_named(claim: ClaimRef, *, uid: str = "") -> Target:
 
 def _patch(target: Target, blame: Reference, *ops: Mapping[str, Any], subresource: str = "") -> Write:
     return Write(verb=Verb.PATCH, target=target, path=target.path + subresource, ops=ops, blame=blame)
+
+
+def _loosen(volume: Volume, path: str, *, mark: bool) -> Write:
+    """Remove claimRef or part of it, and with ``mark`` the word that a controller had chosen."""
+    ops: list[Mapping[str, Any]] = [{"op": "remove", "path": path}]
+    if mark:
+        ops.append({"op": "remove", "path": _annotation(claims.BOUND_BY_CONTROLLER)})
+    return _versioned(volume_target(volume), volume.reference, volume.resource_version, *ops)
 
 
 def _versioned(target: Target, blame: Reference, version: str, *ops: Mapping[str, Any], subresource: str = "") -> Write:

@@ -209,6 +209,24 @@ class Life:
                 least = REFRESH if was == is_now else RETELL
                 assert now - before >= least, f"{uid} was told {is_now} {now - before} s after {was}"
 
+    def work(self, *, news: bool = True, last_first: bool = False) -> bool:
+        """Work until nothing is left to do; what was begun before goes on last: meanwhile it has become late."""
+        busy, begun = False, sorted(self.running)
+        while news and self.deliver():
+            busy = True
+        for key in sorted(self.ready, reverse=last_first):
+            if key in self.running:
+                continue
+            self.begin(key)
+            while key in self.running:
+                busy = True
+                self.advance(key)
+        for key in begun:
+            while key in self.running:
+                busy = True
+                self.advance(key)
+        return busy
+
     def startable(self) -> list[Key]:
         return sorted((self.ready | self.waiting) - self.running.keys())
 

@@ -108,7 +108,7 @@ class World:
             busy = False
             for life in self.lives:
                 life.ready |= life.waiting
-                busy |= _work(life)
+                busy |= life.work()
             self.cluster.check()
             if not busy and not any(life.ready for life in self.lives):
                 return
@@ -285,7 +285,7 @@ class World:
 
     def _work(self, random: Random) -> str:
         life = random.choice(self.lives)
-        _work(life, news=random.random() < 0.5, last_first=random.random() < 0.5)
+        life.work(news=random.random() < 0.5, last_first=random.random() < 0.5)
         return life.name
 
     def _kill(self, random: Random) -> str:
@@ -295,25 +295,6 @@ class World:
         self.lives[index].die()
         self.lives[index] = self.births[index](self.cluster)
         return self.lives[index].name
-
-
-def _work(life: Life, *, news: bool = True, last_first: bool = False) -> bool:
-    """One that works until it has nothing to do; what was begun before goes on last: meanwhile it has become late."""
-    busy, begun = False, sorted(life.running)
-    while news and life.deliver():
-        busy = True
-    for key in sorted(life.ready, reverse=last_first):
-        if key in life.running:
-            continue
-        life.begin(key)
-        while key in life.running:
-            busy = True
-            life.advance(key)
-    for key in begun:
-        while key in life.running:
-            busy = True
-            life.advance(key)
-    return busy
 
 
 def _claim_path(name: str) -> str:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 
 from moorage_operator.model.rules import Rules
 from tests.unit.operator.model_binder import HandmadeCluster, InTreeLife
 from tests.unit.operator.model_life import Life
 from tests.unit.operator.model_nodes import NODES
 from tests.unit.operator.objects import claim_body, volume_body
-from tests.unit.operator.test_interleavings import CHOICE, MANY, pick
+from tests.unit.operator.steps import CHOICE, MANY, Steps, pick
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,15 +42,15 @@ def volume_path(name: str) -> str:
     return f"/api/v1/persistentvolumes/{name}"
 
 
-class Binders(RuleBasedStateMachine):
+class Binders(Steps):
     """Two of ours, each the only binder as far as it knows."""
 
     setting = INSTEAD
+    cluster: HandmadeCluster
 
     def __init__(self) -> None:
         super().__init__()
         self.cluster = HandmadeCluster()
-        self.lives: list[Life] = []
         self.made = 0
 
     def births(self) -> list[Callable[[], Life]]:
@@ -170,54 +170,21 @@ class Binders(RuleBasedStateMachine):
             body["metadata"]["labels"] = {"tier": "gold" if gold else "lead"}
             self.cluster.api.store(volume_path(name), body)
 
-    @rule()
-    def an_answer_will_be_lost(self) -> None:
-        self.cluster.lose_next_answer = True
-
-    @rule(backwards=st.booleans())
-    def writes_beside_each_other_turn_round(self, *, backwards: bool) -> None:
-        self.cluster.backwards = backwards
-
     @rule(seconds=st.sampled_from((0.05, 0.5, 30.0, 400.0)))
     def time_passes(self, seconds: float) -> None:
         self.cluster.now += seconds
 
     # What binders do.
 
-    @rule(choice=CHOICE, times=st.integers(1, 6))
-    def the_watch_delivers(self, choice: int, times: int) -> None:
-        life = pick(self.lives, choice)
-        for _ in range(times):
-            life.deliver()
-
-    @rule(choice=CHOICE, which=CHOICE)
-    def a_worker_begins(self, choice: int, which: int) -> None:
-        life = pick(self.lives, choice)
-        keys = life.startable()
-        if keys:
-            life.begin(pick(keys, which))
-
-    @rule(choice=CHOICE, which=CHOICE, times=st.integers(1, 4))
-    def a_worker_goes_on(self, choice: int, which: int, times: int) -> None:
-        life = pick(self.lives, choice)
-        for _ in range(times):
-            keys = sorted(life.running)
-            if keys:
-                life.advance(pick(keys, which))
-
     @rule(choice=CHOICE, news=st.booleans(), last_first=st.booleans())
     def a_binder_works_until_it_has_nothing_to_do(self, choice: int, *, news: bool, last_first: bool) -> None:
-        self._work(pick(self.lives, choice), news=news, last_first=last_first)
+        pick(self.lives, choice).work(news=news, last_first=last_first)
 
     @rule(choice=CHOICE)
     def a_binder_is_killed(self, choice: int) -> None:
         index = choice % len(self.lives)
         self.lives[index].die()
         self.lives[index] = self.births()[index]()
-
-    @invariant()
-    def nothing_forbidden_has_happened(self) -> None:
-        self.cluster.check()
 
     def teardown(self) -> None:
         if not self.lives:
@@ -234,23 +201,6 @@ class Binders(RuleBasedStateMachine):
         for life in self.lives:
             life.die()
 
-    def _work(self, life: Life, *, news: bool, last_first: bool = False) -> bool:
-        """What was begun before goes on last: meanwhile it has become late."""
-        busy, begun = False, sorted(life.running)
-        while news and life.deliver():
-            busy = True
-        for key in sorted(life.ready, reverse=last_first):
-            if key not in life.running:
-                life.begin(key)
-                while key in life.running:
-                    busy = True
-                    life.advance(key)
-        for key in begun:
-            while key in life.running:
-                busy = True
-                life.advance(key)
-        return busy
-
     def _rest(self) -> None:
         """Everybody works, fairly, until nobody has anything left to do."""
         for _ in range(REST_ROUNDS):
@@ -258,7 +208,7 @@ class Binders(RuleBasedStateMachine):
             busy = False
             for life in self.lives:
                 life.ready |= life.waiting
-                busy |= self._work(life, news=True)
+                busy |= life.work()
             self.cluster.check()
             if not busy and not any(life.ready for life in self.lives):
                 return

@@ -6,33 +6,26 @@ everything is brought to rest, where each claim has to be bound and nothing may 
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import pytest
-from hypothesis import HealthCheck, settings, target
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis import target
+from hypothesis.stateful import initialize, precondition, rule
 
 from moorage_operator.model.volume import Volume
 from tests.unit.operator.model_cluster import Cluster, claim_path_of
 from tests.unit.operator.model_life import Life
 from tests.unit.operator.model_nodes import NODES
 from tests.unit.operator.objects import claim_body
+from tests.unit.operator.steps import CHOICE, MANY, Steps, pick
 
 pytestmark = pytest.mark.timeout(900)
 
 MOODS = ("fine", "down", "mute", "busy", "exhausted", "broken", "refusing")
-CHOICE = st.integers(0, 1_000_000)
 LIFES = 2
 REST_ROUNDS = 400
 
 
-def pick(items: list[Any], choice: int) -> Any:
-    return items[choice % len(items)]
-
-
-class Schedules(RuleBasedStateMachine):
+class Schedules(Steps):
     """Two operators, neither of which knows that it may not be alone."""
 
     operators = LIFES
@@ -40,7 +33,6 @@ class Schedules(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.cluster = Cluster()
-        self.lives: list[Life] = []
         self.made = 0
         self.forgotten: set[str] = set()
 
@@ -88,14 +80,6 @@ class Schedules(RuleBasedStateMachine):
     def a_node_changes_its_mood(self, node: str, mood: str) -> None:
         self.cluster.nodes.mood[node] = mood
 
-    @rule()
-    def an_answer_will_be_lost(self) -> None:
-        self.cluster.lose_next_answer = True
-
-    @rule(backwards=st.booleans())
-    def writes_beside_each_other_turn_round(self, *, backwards: bool) -> None:
-        self.cluster.backwards = backwards
-
     @rule(seconds=st.sampled_from((0.5, 3.0, 30.0, 400.0)))
     def time_passes(self, seconds: float) -> None:
         self.cluster.now += seconds
@@ -111,27 +95,6 @@ class Schedules(RuleBasedStateMachine):
     def the_binder_writes(self, choice: int) -> None:
         index = choice % len(self.cluster.binder_read)
         self.cluster.binder_writes(*self.cluster.binder_read.pop(index))
-
-    @rule(choice=CHOICE, times=st.integers(1, 6))
-    def the_watch_delivers(self, choice: int, times: int) -> None:
-        life = pick(self.lives, choice)
-        for _ in range(times):
-            life.deliver()
-
-    @rule(choice=CHOICE, which=CHOICE)
-    def a_worker_begins(self, choice: int, which: int) -> None:
-        life = pick(self.lives, choice)
-        keys = life.startable()
-        if keys:
-            life.begin(pick(keys, which))
-
-    @rule(choice=CHOICE, which=CHOICE, times=st.integers(1, 4))
-    def a_worker_goes_on(self, choice: int, which: int, times: int) -> None:
-        life = pick(self.lives, choice)
-        for _ in range(times):
-            keys = sorted(life.running)
-            if keys:
-                life.advance(pick(keys, which))
 
     @rule(choice=CHOICE, news=st.booleans())
     def an_operator_works_until_it_has_nothing_to_do(self, choice: int, *, news: bool) -> None:
@@ -155,10 +118,6 @@ class Schedules(RuleBasedStateMachine):
         self.lives[index].die()
         self.forgotten |= {f"pvc-{uid}" for uid in self.lives[index].begun}
         self.lives[index] = Life(self.cluster, f"operator-{index}")
-
-    @invariant()
-    def nothing_forbidden_has_happened(self) -> None:
-        self.cluster.check()
 
     def teardown(self) -> None:
         if not self.lives:
@@ -237,14 +196,6 @@ class OneOperator(Schedules):
                 assert len(messages) == 1, f"{uid} was told {len(messages)} times"
 
 
-MANY_SCHEDULES = int(os.environ.get("MOORAGE_SCHEDULES", "300"))
-MANY = settings(
-    max_examples=MANY_SCHEDULES,
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=True,
-)
 Schedules.TestCase.settings = MANY
 OneOperator.TestCase.settings = MANY
 TestTwoOperators = Schedules.TestCase
