@@ -35,6 +35,7 @@ from moorage_operator.act.limiter import Limiter
 from moorage_operator.act.nodes import Nodes
 from moorage_operator.act.performer import Performer
 from moorage_operator.act.recorder import Recorder
+from moorage_operator.act.streams import Streams
 from moorage_operator.certificates import Certificates
 from moorage_operator.decide.reasons import WaitsFor
 from moorage_operator.errors import OperatorError, SettingsError
@@ -170,9 +171,11 @@ class Operator:
         watch.configure(settings)
         registry = self._watch.registry()
 
+        streams = Streams(listed=self._watch.listed)
+
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return kopf.AiohttpSession(**self._connection.kopf_credentials())
+            return kopf.AiohttpSession(**self._connection.kopf_credentials(streams))
 
         # Left to itself, kopf asks for the user's name, which a container's user need not have.
         identity: Any = socket.gethostname()

@@ -130,10 +130,6 @@ class Ledger:
         """The uids known of a kind: taken before a list begins, they are what the list may overrule."""
         return frozenset(self._table(kind).names)
 
-    def knows(self, kind: type[Record], uid: Uid) -> bool:
-        """Whether an object of that uid is known."""
-        return uid in self._table(kind).names
-
     def is_gone(self, kind: type[Record], uid: Uid) -> bool:
         """Whether an object of that uid is known to have been deleted; its uid never comes back."""
         return self._table(kind).is_gone(uid)
@@ -150,13 +146,13 @@ class Ledger:
         }
 
     def hold(self, name: str) -> None:
-        """Keep a free volume off the shelf while a write is about to reserve it."""
+        """Keep a volume off the shelf while a write is about to reserve or to bind it."""
         volume = self.volume(name)
         if volume is not None:
             self.stock.hold(volume)
 
     def let_go(self, name: str) -> Keys:
-        """The write that was to reserve a volume has been answered; returns who is offered it if it is still free."""
+        """The write that held a volume has been answered; returns who is offered it if it is still free."""
         if not self.stock.held(name):
             return NOBODY
         volume = self.volume(name)

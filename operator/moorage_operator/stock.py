@@ -92,12 +92,12 @@ class Stock:
             self.shelves[stands].take(volume.name)
 
     def hold(self, volume: Volume) -> None:
-        """Keep a volume off the shelf while a write is about to reserve it."""
+        """Keep a volume off the shelf while a write is about to reserve or to bind it."""
         self._held.add(volume.name)
         self.free.take(volume.name)
 
     def held(self, name: str) -> bool:
-        """Whether a write is about to reserve it."""
+        """Whether a write is about to reserve or to bind it."""
         return name in self._held
 
     def let_go(self, name: str, volume: Volume | None) -> None:

@@ -6,8 +6,8 @@ was before and why it changed does not matter to anybody here.
 
 kopf's streams have one gap. When one has to start over (410 Gone), what exists is listed, and what
 was deleted meanwhile is never mentioned. So a *sweep* compares uids with a list of metadata: once at
-the start (where it also tells when everything that exists is known), after every such new list, which
-shows as a listed object that was known already, and every few minutes.
+the start (where it also tells when everything that exists is known), after every such new list, and every
+few minutes.
 """
 
 import asyncio
@@ -77,6 +77,7 @@ class Watch:
         self._queue = queue
         self._lists = lists
         self._clock = clock
+        self._listed: set[str] = set()
         self._relisted = asyncio.Event()
         self._synced = asyncio.Event()
         self.missing: str | None = "the API server has not been listed yet"
@@ -88,6 +89,12 @@ class Watch:
         for kind, (group, version, plural) in RESOURCES.items():
             kopf.on.event(group, version, plural, id=plural, registry=registry, param=kind)(self.see)
         return registry
+
+    def listed(self, path: str) -> None:
+        """A collection is listed by kopf: not for the first time means that a stream had to start over."""
+        if path in self._listed:
+            self._relisted.set()
+        self._listed.add(path)
 
     async def see(self, *, event: kopf.RawEvent, param: Any = None, **_: Any) -> None:
         """Take in one event; an object that cannot be read is left alone, and said so."""
@@ -103,8 +110,6 @@ class Watch:
         except (MalformedObjectError, QuantityError) as error:
             logger.warning("Object cannot be read kind=%s uid=%s error=%s", kind.__name__, uid, error)
             return
-        if listed and self._synced.is_set() and self._ledger.knows(kind, uid):
-            self._relisted.set()
         self._queue.add_all(self._ledger.apply(record, listed=listed))
 
     async def wait_synced(self) -> None:

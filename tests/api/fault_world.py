@@ -27,6 +27,7 @@ PATIENCE = 60
 """Seconds."""
 
 COMPLETED = "pv.kubernetes.io/bind-completed"
+PROVISIONED = "pv.kubernetes.io/provisioned-by"
 
 
 class FaultWorld(World):
@@ -167,7 +168,9 @@ def _split(claims: list[Any], volumes: list[Any]) -> list[str]:
     for item in volumes:
         uid = (item["spec"].get("claimRef") or {}).get("uid")
         claim = by_uid.get(uid or "")
-        if claim is not None and claim["spec"].get("volumeName") != item["metadata"]["name"]:
+        # One that was made for a claim that got another meanwhile is kept as long as that claim lives.
+        kept = PROVISIONED in item["metadata"].get("annotations", {}) and item["status"]["phase"] == "Released"
+        if claim is not None and not kept and claim["spec"].get("volumeName") != item["metadata"]["name"]:
             wrong.append(
                 f"volume {item['metadata']['name']} ({item['status']['phase']}) is reserved for claim "
                 f"{claim['metadata']['name']}, which has {claim['spec'].get('volumeName')}"

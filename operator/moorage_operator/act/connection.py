@@ -6,7 +6,7 @@ watches. Nothing here imports kopf; the wiring does it in two lines::
 
     @kopf.on.login()
     async def login(**_):
-        return kopf.AiohttpSession(**connection.kopf_credentials())
+        return kopf.AiohttpSession(**connection.kopf_credentials(streams))
 
 kopf *closes* the session it was given when the API server answers 401 and asks the login handler
 again, so each call of ``kopf_credentials`` makes a new session; the pool below belongs to us and
@@ -159,14 +159,17 @@ class Connection:
             middlewares=(self._authorize, _send_once),
         )
 
-    def kopf_credentials(self) -> dict[str, Any]:
+    def kopf_credentials(self, streams: aiohttp.ClientMiddlewareType) -> dict[str, Any]:
         """Keyword arguments of ``kopf.AiohttpSession``, with a session that kopf may close.
 
         Watches hang for minutes on purpose: kopf sets a time limit of its own on each request.
+
+        Args:
+            streams: sees every request that is authorized, and its answer.
         """
         session = self._session(
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-            middlewares=(self._authorize,),
+            middlewares=(streams, self._authorize),
         )
         return {"server": self.base_url, "default_namespace": self.namespace, "aiohttp_session": session}
 

@@ -24,6 +24,7 @@ from moorage_operator.decide import answers, reclaiming, volumes, writing
 from moorage_operator.decide.plan import (
     Action,
     ConfirmGone,
+    ConfirmLives,
     ConfirmReclaimable,
     ConfirmReleased,
     ConfirmUnowned,
@@ -237,7 +238,9 @@ class Performer:
                 return await self._wipe(step)
             case Provision() | Destroy() | Scrub():
                 return await self._run_plugin(step)
-            case Refresh() | ConfirmUnowned() | ConfirmReleased() | ConfirmGone() | ConfirmReclaimable():
+            case (
+                Refresh() | ConfirmUnowned() | ConfirmReleased() | ConfirmGone() | ConfirmLives() | ConfirmReclaimable()
+            ):
                 return await self._read(step)
         assert_never(step)
 
@@ -294,7 +297,7 @@ class Performer:
                 assert_never(write.verb)
 
     async def _read(
-        self, step: Refresh | ConfirmUnowned | ConfirmReleased | ConfirmGone | ConfirmReclaimable
+        self, step: Refresh | ConfirmUnowned | ConfirmReleased | ConfirmGone | ConfirmLives | ConfirmReclaimable
     ) -> Outcome | None:
         try:
             match step:
@@ -307,6 +310,8 @@ class Performer:
                     return None if await self._is_released(step) else AGAIN
                 case ConfirmGone():
                     return None if await self._is_gone(step.target) else AGAIN
+                case ConfirmLives():
+                    return AGAIN if await self._is_gone(step.target) else None
                 case ConfirmReclaimable():
                     return None if await self._is_reclaimable(step.volume) else AGAIN
         except ApiError as error:

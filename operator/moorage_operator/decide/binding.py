@@ -9,12 +9,16 @@ state from which the other goes on. The claim is never marked complete before th
 status never says Bound before it names its volume.
 """
 
+from typing import Final
+
 from moorage_operator.decide import writing
-from moorage_operator.decide.plan import NOTHING, Fail, Plan, Together
+from moorage_operator.decide.plan import NOTHING, ConfirmLives, Fail, Plan, Together
 from moorage_operator.model import claim as claims
 from moorage_operator.model import volume as volumes
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.volume import Volume
+
+_LEFT: Final = frozenset({volumes.RELEASED, volumes.FAILED})
 
 
 def bind(claim: Claim, volume: Volume) -> Plan:
@@ -30,7 +34,9 @@ def bind(claim: Claim, volume: Volume) -> Plan:
     if claim.volume_name != volume.name or not claim.bind_completed:
         writes.append(writing.bind_claim(claim, volume))
     if writes:
-        return (Together(writes=tuple(writes)),) if len(writes) > 1 else (writes[0],)
+        step = Together(writes=tuple(writes)) if len(writes) > 1 else writes[0]
+        # Who called it Released may know that the claim is gone.
+        return (ConfirmLives(target=writing.claim_target(claim)), step) if volume.phase in _LEFT else (step,)
     if not _status_differs(claim, volume):
         return NOTHING
     if not volume.capacity_text:

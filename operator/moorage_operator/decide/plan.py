@@ -52,7 +52,8 @@ class Write:
         path: what the request goes to: a collection, an object or its subresource.
         body: the object to create; empty for the other verbs.
         ops: the operations of a patch.
-        holds: the free volume that the write reserves: nobody else is given it until the answer is there.
+        holds: the volume that the write reserves or binds: until the answer is there nobody else is given it, and
+            nobody else says that it is bound.
         blame: the object that hears of it when the API server does not accept the write.
     """
 
@@ -189,6 +190,16 @@ class ConfirmGone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmLives:
+    """Read the target live, and go on only if it still is the object of that uid.
+
+    Whoever says that it has gone may have been told before us.
+    """
+
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfirmReclaimable:
     """Read volume and claim live, and go on only if the volume is still to be reclaimed.
 
@@ -319,6 +330,7 @@ Action = (
     | ConfirmReleased
     | ConfirmUnowned
     | ConfirmGone
+    | ConfirmLives
     | ConfirmReclaimable
     | MeasureRoom
     | Provision

@@ -14,6 +14,8 @@ After a crash at 2 or 3 the driver is asked again and answers that it is gone. A
 reached is never a reason to let the object go: the object is all that remembers the storage.
 """
 
+from typing import Final
+
 from moorage_operator.decide import explaining, marks, placing, plugins, reclaiming, reusing, writing
 from moorage_operator.decide.plan import NOTHING, ConfirmGone, ConfirmReleased, DeleteVolume, Plan, Reach, Refresh
 from moorage_operator.ledger import Ledger
@@ -21,6 +23,8 @@ from moorage_operator.model import volume as volumes
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Key
 from moorage_operator.model.volume import Volume
+
+NOT_NEEDED: Final = "VolumeNotNeeded"
 
 
 def decide_volume(ledger: Ledger, key: Key) -> Plan:
@@ -34,8 +38,11 @@ def decide_volume(ledger: Ledger, key: Key) -> Plan:
     asked = reusing.keep(ledger, volume) or reusing.reuse(ledger, volume)
     if asked:
         return asked
-    if may_destroy(volume, ledger.claim_of(volume.claim_uid)):
+    claim = ledger.claim_of(volume.claim_uid)
+    if may_destroy(volume, claim):
         return _reclaim(ledger, volume)
+    if claim is not None and (told := _too_late(ledger, volume, claim)):
+        return told
     if instead and (synced := _sync(ledger, volume)):
         return synced
     if volume.ours and volume.deleting and volume.reclaim_policy != volumes.DELETE and volume.phase != volumes.BOUND:
@@ -57,7 +64,8 @@ def _sync(ledger: Ledger, volume: Volume) -> Plan:
     if not claim.volume_name:
         return _other_mode(ledger, volume, claim) if volume.volume_mode != claim.volume_mode else NOTHING
     if claim.volume_name == volume.name:
-        return _phase(volume, volumes.BOUND)
+        # The claim's own bind may be about to say it.
+        return NOTHING if ledger.stock.held(volume.name) else _phase(volume, volumes.BOUND)
     if volume.provisioned_by and volume.reclaim_policy == volumes.DELETE:
         if volume.phase in {volumes.RELEASED, volumes.FAILED}:
             return reclaiming.reclaim(ledger, volume)
@@ -97,6 +105,17 @@ def may_destroy(volume: Volume, claim: Claim | None) -> bool:
     if volume.phase == volumes.RELEASED and volume.claim_uid:
         return finalized or not volume.deleting
     return volume.phase == volumes.AVAILABLE and volume.claim is None and volume.deleting and finalized
+
+
+def _too_late(ledger: Ledger, volume: Volume, claim: Claim) -> Plan:
+    """The claim got another volume while this one was made for it: kept as long as it lives, and said so."""
+    if claim.volume_name in {"", volume.name} or not may_destroy(volume, None):
+        return NOTHING
+    message = (
+        f"Claim {claim.namespace}/{claim.name} was bound to volume {claim.volume_name} while this one was made for it: "
+        "this one is destroyed when the claim is deleted"
+    )
+    return explaining.note(ledger, volume.reference, NOT_NEEDED, message)
 
 
 def _reclaim(ledger: Ledger, volume: Volume) -> Plan:

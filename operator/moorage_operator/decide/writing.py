@@ -211,7 +211,8 @@ def mark_volume_bound(volume: Volume) -> Write:
     ]
     if volume.has_message:
         ops.append({"op": "remove", "path": "/status/message"})
-    return _patch(volume_target(volume), volume.reference, *ops, subresource="/status")
+    write = _patch(volume_target(volume), volume.reference, *ops, subresource="/status")
+    return replace(write, holds=volume.name)
 
 
 def bind_claim(claim: Claim, volume: Volume) -> Write:

@@ -16,7 +16,7 @@ ANYWHERE = {
     ("", "persistentvolumes/status", ""): {"patch"},
     ("", "nodes", ""): READ,
     ("", "pods", ""): {"list", "watch"},
-    ("", "events", ""): {"create", "patch"},
+    ("", "events", ""): {"create", "get", "patch"},
     ("storage.k8s.io", "storageclasses", ""): READ,
     ("storage.k8s.io", "csinodes", ""): READ,
 }

@@ -14,13 +14,14 @@ from moorage_operator.decide.plan import (
     ConfirmReleased,
     CreateVolume,
     DeleteVolume,
+    Emit,
     ForgetAttempt,
     Reach,
     Requeue,
     Verb,
     Write,
 )
-from moorage_operator.decide.volumes import decide_volume, may_destroy
+from moorage_operator.decide.volumes import NOT_NEEDED, decide_volume, may_destroy
 from moorage_operator.model.attempt import Attempt, Progress
 from moorage_operator.model.ids import Uid, claim_key, orphan_key, volume_key
 from moorage_operator.model.node import Node
@@ -91,9 +92,23 @@ def test_what_is_never_destroyed(fields: dict[str, Any]) -> None:
 
 
 def test_nothing_is_destroyed_while_a_claim_of_that_uid_lives() -> None:
-    for living in (claim(), claim(deleting=True), claim(volumeName="another", marks=MARKS, phase="Bound")):
+    for living in (claim(), claim(deleting=True)):
         assert not may_destroy(volume(**RELEASED), living)
         assert decide_volume(known(living, volume(**RELEASED)), PV) == NOTHING
+
+
+def test_what_was_made_for_a_claim_that_got_another_is_kept_while_it_lives_and_says_so_once() -> None:
+    living = claim(volumeName="another", marks=MARKS, phase="Bound")
+    assert not may_destroy(volume(**RELEASED), living)
+    ledger = known(living, volume(**RELEASED))
+    (told,) = decide_volume(ledger, PV)
+    assert isinstance(told, Emit)
+    assert (told.reason, told.regarding.uid) == (NOT_NEEDED, "pv1")
+    assert "was bound to volume another while this one was made for it" in told.message
+    ledger.notes.tell(Uid("pv1"), told.key, told.message)
+    assert decide_volume(ledger, PV) == NOTHING
+    kept = known(living, volume(policy="Retain", **RELEASED))
+    assert decide_volume(kept, PV) == NOTHING
 
 
 def test_a_new_claim_of_the_same_name_does_not_keep_the_old_volume() -> None:

@@ -16,9 +16,10 @@ from moorage_operator.workqueue import WorkQueue
 from tests.unit.operator.objects import claim_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 DATA = claim_key("ns", "data")
+CLAIMS = "/api/v1/persistentvolumeclaims"
 
 
 class Lists:
@@ -82,16 +83,32 @@ async def test_it_is_synced_once_all_that_was_listed_is_known(running: Running) 
 
 
 async def test_a_deletion_in_a_gap_of_the_watch_is_found_after_the_new_list(running: Running) -> None:
-    running.lists.claims = {"u1", "u2"}
+    """Also when the list is empty, so that nothing in it tells that something is missing."""
     await running.tell(None, claim_body())
-    await running.tell(None, claim_body("other", uid="u2"))
+    running.watch.listed(CLAIMS)
     await asyncio.wait_for(running.watch.wait_synced(), 2)
-    running.lists.claims = {"u2"}
-    await running.tell(None, claim_body("other", uid="u2"))
+    asked = running.lists.asked
+    running.lists.claims = set()
+    await asyncio.sleep(0.05)
+    assert running.lists.asked == asked, "the first list is no reason to look again"
+    running.watch.listed(CLAIMS)
+    await until(lambda: running.ledger.claim(DATA) is None)
+
+
+async def test_a_list_that_comes_before_all_is_known_is_looked_at_as_well(running: Running) -> None:
+    running.watch.listed(CLAIMS)
+    await asyncio.sleep(0.02)
+    running.watch.listed(CLAIMS)
+    asked = running.lists.asked
+    await running.tell(None, claim_body())
+    await asyncio.wait_for(running.watch.wait_synced(), 2)
+    await until(lambda: running.lists.asked > asked)
+
+
+async def until(check: Callable[[], bool]) -> None:
     async with asyncio.timeout(2):
-        while running.ledger.claim(DATA) is not None:  # noqa: ASYNC110 (what is waited for is no event of ours)
+        while not check():  # noqa: ASYNC110 (what is waited for is no event of ours)
             await asyncio.sleep(0.005)
-    assert running.ledger.claim(claim_key("ns", "other")) is not None
 
 
 def test_every_kind_has_a_handler_that_only_looks() -> None:

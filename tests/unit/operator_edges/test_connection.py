@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import kopf
 import pytest
 import yaml
@@ -177,7 +178,13 @@ async def test_what_kopf_is_given_is_a_session_it_may_close() -> None:
     async with Scripted(Answer()).serve() as server:
         connection = Connection(base_url=server.url, tls=None, token=FixedToken("t"), version="1", namespace="ns")
         ours = connection.session()
-        info = kopf.AiohttpSession(**connection.kopf_credentials())
+        seen: list[str] = []
+
+        async def streams(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            seen.append(request.url.path)
+            return await handler(request)
+
+        info = kopf.AiohttpSession(**connection.kopf_credentials(streams))
         assert (info.server, info.default_namespace) == (server.url, "ns")
         async with info.aiohttp_session.get(server.url) as response:
             assert response.status == 200
@@ -185,7 +192,8 @@ async def test_what_kopf_is_given_is_a_session_it_may_close() -> None:
         async with ours.get(server.url) as response:
             assert response.status == 200
         assert server.requests[0].headers["authorization"] == "Bearer t"
-        again = kopf.AiohttpSession(**connection.kopf_credentials())
+        assert len(seen) == 1
+        again = kopf.AiohttpSession(**connection.kopf_credentials(streams))
         assert not again.aiohttp_session.closed
         await again.aiohttp_session.close()
         await ours.close()
