@@ -30,7 +30,7 @@ class Metrics:
         build = Gauge("moorage_build_info", "Always 1; the version is in the label.", ["version"], registry=registry)
         build.labels(version).set(1)
 
-        self.leader = Gauge("moorage_leader", "1 while this replica holds the Lease.", registry=registry)
+        self.leader = Gauge("moorage_leader", "1 while this replica acts.", registry=registry)
         self.leader.set(0)
         self.records = Gauge(
             "moorage_ledger_records", "Objects the operator knows, by kind.", ["kind"], registry=registry

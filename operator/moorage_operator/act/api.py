@@ -134,12 +134,8 @@ class Api:
         """
         return await self._list(path, labels=labels, fields=fields, accept=JSON, keep=_whole)
 
-    async def list_metadata(self, path: str, *, labels: str = "") -> Objects:
-        """Read only the ``metadata`` of a collection's objects: what a sweep compares."""
-        return await self._list(path, labels=labels, fields="", accept=METADATA_LIST, keep=_metadata)
-
     async def list_uids(self, path: str, *, labels: str = "") -> set[str]:
-        """The uids of a collection's objects."""
+        """The uids of a collection's objects, of which only the metadata are read: what a sweep compares."""
         return set(await self._list(path, labels=labels, fields="", accept=METADATA_LIST, keep=_uid))
 
     async def create(self, path: str, body: Mapping[str, Any]) -> Object:
@@ -313,10 +309,6 @@ def _may_repeat(verb: str, error: ApiError) -> bool:
 
 def _whole(item: Object) -> Object:
     return item
-
-
-def _metadata(item: Object) -> Object:
-    return cast("Object", item["metadata"])
 
 
 def _uid(item: Object) -> str:

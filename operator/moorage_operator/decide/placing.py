@@ -47,9 +47,9 @@ def why_none(ledger: Ledger, cls: Class) -> str:
         )
     allowed = [node for node in nodes if node.allowed_by(cls.allowed_topologies)]
     if not allowed:
-        return (
-            f"None of the {len(nodes)} nodes with Moorage's node plugin is within allowedTopologies of class {cls.name}"
-        )
+        which = "The one node" if len(nodes) == 1 else f"None of the {len(nodes)} nodes"
+        negated = "is not" if len(nodes) == 1 else "is"
+        return f"{which} with Moorage's node plugin {negated} within allowedTopologies of class {cls.name}"
     cordoned = ", ".join(sorted(node.name for node in allowed))
     return f"Every node that could hold the volume is marked unschedulable: {cordoned}"
 

@@ -276,6 +276,21 @@ def test_cordoned_foreign_and_excluded_nodes_are_no_candidates() -> None:
     assert [node.name for node in placing.candidates(ledger, cls)] == ["good"]
 
 
+def test_why_no_node_is_a_candidate() -> None:
+    term = {"matchLabelExpressions": [{"key": "zone", "values": ["a"]}]}
+    ledger = known(claim(), nodes=(), allowedTopologies=[term])
+    cls = ledger.storage_class("fast")
+    assert cls is not None
+    assert placing.why_none(ledger, cls).startswith("No node has Moorage's node plugin registered")
+    for name in ("n1", "n2"):
+        ledger.apply(Node.from_api(node_body(name, labels={"zone": "b"})))
+        ledger.apply(NodeDrivers.from_api(csinode_body(name)))
+        among = {"n1": "The one node with Moorage's node plugin is not", "n2": "None of the 2 nodes with Moorage's"}[name]
+        assert placing.why_none(ledger, cls).startswith(among)
+    ledger.apply(Node.from_api(node_body("n1", labels={"zone": "a"}, cordoned=True)))
+    assert placing.why_none(ledger, cls) == "Every node that could hold the volume is marked unschedulable: n1"
+
+
 def test_full_and_unready_nodes_come_last_and_claims_spread() -> None:
     nodes = [Node.from_api(node_body(name, ready=name != "n3")) for name in ("n1", "n2", "n3")]
     rooms = Rooms(measured=0, free={"n1": 10, "n2": 1, "n3": 10})
