@@ -7,6 +7,7 @@ compared is the time of the largest against the smallest of one shape.
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import time
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from moorage_operator.ledger import Ledger
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import Uid
 from moorage_operator.model.node import Node
-from moorage_operator.model.requirement import IN, Requirement
+from moorage_operator.model.requirement import IN, NOT_IN, Requirement
 from moorage_operator.model.rules import Rules
 from moorage_operator.model.volume import AVAILABLE, BOUND, RELEASED, ClaimRef, Volume
 from tests.bench.figures import Figure, rounded
@@ -49,7 +50,8 @@ class Shape:
         ask: a claim.
         decide: what is timed.
         finds: whether the decision is to find a volume.
-        most: how many times longer it may take beside the most volumes.
+        most: how many times longer it may take beside the most volumes; None where no index can hold it to any.
+        why: that it has no budget.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Shape:
     decide: Callable[[Ledger, Claim], object] = matching.match
     finds: bool = True
     most: float | None = GROWTH
+    why: str = ""
 
 
 def measure(*, progress: Progress) -> list[Figure]:
@@ -67,6 +70,7 @@ def measure(*, progress: Progress) -> list[Figure]:
         with progress.step(f"decisions: {shape.name}"):
             seconds = {size: _seconds(shape, size) for size in SIZES}
         detail = ", ".join(f"{rounded(each * 1e6)} µs at {size:,}" for size, each in seconds.items())
+        detail = f"{detail}; {shape.why}" if shape.why else detail
         growth = seconds[SIZES[-1]] / seconds[SIZES[0]]
         figures.append(Figure(part=PART, name=shape.name, value=growth, unit="times", most=shape.most, detail=detail))
     return figures
@@ -186,6 +190,17 @@ def _selecting(**spec: Any) -> Callable[[Claim, random.Random], Claim]:
     return ask
 
 
+def _asked_anew() -> Callable[[Ledger, Claim], Volume | None]:
+    """Every claim has a selector that no other one has had, so that nothing that is remembered can help."""
+    numbers = itertools.count()
+
+    def decide(ledger: Ledger, claim: Claim) -> Volume | None:
+        other = Requirement(key="rack", operator=NOT_IN, values=(f"rack-{next(numbers)}",))
+        return matching.match(ledger, replace(claim, selector=(*(claim.selector or ()), other)))
+
+    return decide
+
+
 def _claim(spec: dict[str, Any]) -> Claim:
     return Claim.from_api(
         {
@@ -227,6 +242,15 @@ SHAPES = (
         vary=_free,
         ask=_selecting(matchLabels={"zone": "zone-0", "media": "ssd"}),
         finds=False,
+    ),
+    Shape(
+        name="the same, by selectors never asked before",
+        vary=_free,
+        ask=_selecting(matchLabels={"zone": "zone-0", "media": "ssd"}),
+        decide=_asked_anew(),
+        finds=False,
+        most=None,
+        why="what two sets have in common has to be counted once",
     ),
     Shape(name="on one of a hundred nodes", vary=_local, ask=_small, decide=_on("node-7")),
     Shape(name="on a node that has none", vary=_local, ask=_small, decide=_on("node-moon"), finds=False),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from moorage_operator.ledger import Ledger
+from moorage_operator.lot import Entry
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.quantity import format_bytes
 from moorage_operator.model.requirement import hold
-from moorage_operator.shelf import Entry, Modes, Place, Row, Shelf
+from moorage_operator.shelf import Modes, Place, Row, Shelf
 from moorage_operator.stock import Standing
 
 MOST_LOOKED: Final = 100

@@ -5,8 +5,8 @@ fewest modes first, and the first group that yields anything ends it. In a group
 wins over every free one, whatever its class or phase; else the smallest that fits. With a node it is the
 scheduler's: no groups, the claim's own volume first, and node affinity counts.
 
-Nothing here looks at every volume: free ones stand on a shelf by what a claim asks for and by size, kept ones are
-found by the name of the claim.
+Nothing here looks at every volume: free ones stand on a shelf by what a claim asks for, by size and by the nodes that
+can use them, kept ones are found by the name of the claim.
 """
 
 import enum
@@ -17,7 +17,6 @@ from moorage_operator.ledger import Ledger
 from moorage_operator.model.affinity import fits
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.node import Node
-from moorage_operator.model.requirement import hold
 from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import Volume
 from moorage_operator.shelf import Modes, Place, Row
@@ -163,7 +162,7 @@ def _smallest(ledger: Ledger, claim: Claim, node: Node, excluded: Collection[str
     for namespace in ("", claim.namespace):
         rows = ledger.stock.free.rows(Place.of_claim(claim, namespace))
         found = [
-            next((each for each in _fitting(ledger, claim, row, excluded) if fits(each.affinity, node)), None)
+            next(_fitting(ledger, claim, row, excluded, node=node), None)
             for modes, row in rows.items()
             if asked <= modes
         ]
@@ -175,13 +174,13 @@ def _smallest(ledger: Ledger, claim: Claim, node: Node, excluded: Collection[str
     return None
 
 
-def _fitting(ledger: Ledger, claim: Claim, row: Row, excluded: Collection[str]) -> Iterator[Volume]:
-    """The volumes of a row that are large enough and that the selector takes, smallest first."""
-    for _, name in row.from_size(claim.requested, claim.selector):
+def _fitting(
+    ledger: Ledger, claim: Claim, row: Row, excluded: Collection[str], *, node: Node | None = None
+) -> Iterator[Volume]:
+    """The volumes of a row that are large enough, that the selector takes and the node can use, smallest first."""
+    for _, name in row.fitting(claim.requested, claim.selector, node):
         volume = ledger.volume(name)
-        if volume is None or name in excluded:
-            continue
-        if claim.selector is None or hold(claim.selector, volume.labels):
+        if volume is not None and name not in excluded:
             yield volume
 
 

@@ -285,7 +285,9 @@ def test_why_no_node_is_a_candidate() -> None:
     for name in ("n1", "n2"):
         ledger.apply(Node.from_api(node_body(name, labels={"zone": "b"})))
         ledger.apply(NodeDrivers.from_api(csinode_body(name)))
-        among = {"n1": "The one node with Moorage's node plugin is not", "n2": "None of the 2 nodes with Moorage's"}[name]
+        among = {"n1": "The one node with Moorage's node plugin is not", "n2": "None of the 2 nodes with Moorage's"}[
+            name
+        ]
         assert placing.why_none(ledger, cls).startswith(among)
     ledger.apply(Node.from_api(node_body("n1", labels={"zone": "a"}, cordoned=True)))
     assert placing.why_none(ledger, cls) == "Every node that could hold the volume is marked unschedulable: n1"

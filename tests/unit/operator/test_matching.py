@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from moorage_operator import shelf
 from moorage_operator.decide import matching
 from moorage_operator.errors import DecisionError
 from moorage_operator.ledger import Ledger
@@ -96,6 +97,24 @@ def test_a_choice_does_not_depend_on_what_was_before(body: Body, volumes: list[B
     assert name_of(found) in model_rules.allowed(body, [*current.values()])
 
 
+@given(
+    bodies=st.lists(generated.claims, min_size=2, max_size=5),
+    volumes=generated.stocks,
+    zone=st.sampled_from(("east", "west")),
+)
+@MANY
+def test_a_choice_does_not_depend_on_what_was_asked_before(bodies: list[Body], volumes: list[Body], zone: str) -> None:
+    """What is remembered of one question must answer the next one right, with a node and without."""
+    ledger, node = stocked(volumes), Node.from_api(node_body("n", labels={ZONE: zone}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shelf, "PATIENCE", 1)
+        for body in (*bodies, *bodies):
+            asks = Claim.from_api(copy.deepcopy(body))
+            assert name_of(matching.match(ledger, asks)) in model_rules.allowed(body, volumes)
+            on_node = matching.match(ledger, asks, late=True, node=node)
+            assert name_of(on_node) in model_rules.allowed_on(body, volumes, zone, excluded=frozenset())
+
+
 def test_a_volume_that_a_write_in_flight_reserves_is_not_chosen_again() -> None:
     asks = claim(class_name="")
     small = _free("small", "1Gi")
@@ -106,6 +125,13 @@ def test_a_volume_that_a_write_in_flight_reserves_is_not_chosen_again() -> None:
     assert name_of(matching.match(ledger, asks)) == "large"
     ledger.let_go("small")
     assert name_of(matching.match(ledger, asks)) == "small"
+
+
+def test_what_somebody_else_is_being_given_is_left_out() -> None:
+    ledger, node = stocked([_free("small", "1Gi"), _free("large", "2Gi")]), Node.from_api(node_body("n"))
+    for where in (None, node):
+        assert name_of(matching.match(ledger, claim(class_name=""), node=where, excluded={"small"})) == "large"
+        assert matching.match(ledger, claim(class_name=""), node=where, excluded={"small", "large"}) is None
 
 
 def test_of_volumes_of_one_size_the_first_by_name_is_chosen() -> None:
