@@ -37,10 +37,10 @@ class Suite:
 
 SUITES = (
     Suite("unit", "not api and not kernel and not sanity and not cluster", "1 min", workers=2),
-    Suite("api", "api and not cluster", "3 min"),
+    Suite("api", "api and not cluster", "9 min"),
     Suite("kernel", "kernel and not sanity and not cluster", "1 min"),
     Suite("sanity", "sanity", "1 min"),
-    Suite("cluster", "cluster", "5 min"),
+    Suite("cluster", "cluster", "11 min"),
 )
 
 
