@@ -39,6 +39,9 @@ class Metadata:
     CLAIM_NAME: Final = "csi.storage.k8s.io/pvc/name"
     CLAIM_NAMESPACE: Final = "csi.storage.k8s.io/pvc/namespace"
     VOLUME_NAME: Final = "csi.storage.k8s.io/pv/name"
+    SNAPSHOT_NAME: Final = "csi.storage.k8s.io/volumesnapshot/name"
+    SNAPSHOT_NAMESPACE: Final = "csi.storage.k8s.io/volumesnapshot/namespace"
+    SNAPSHOT_CONTENT: Final = "csi.storage.k8s.io/volumesnapshotcontent/name"
 
 
 class Context:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from moorage_csi.host.mountinfo import parse_mountinfo
+
 
 def tool(
     name: str, *arguments: str | Path, check: bool = True, text: str | None = None
@@ -52,6 +54,15 @@ def sparse(path: Path, size: int) -> Path:
 def names(path: Path) -> list[str]:
     """The entries of a directory, sorted."""
     return sorted(entry.name for entry in path.iterdir())
+
+
+def place_in_filesystem(path: Path) -> str:
+    """The path as mountinfo tells the root of a bind mount of it: from the root of the filesystem that it lies on."""
+    seen = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    above = [mount for mount in seen if path.is_relative_to(mount.target)]
+    # Of mounts that hide each other the last one is seen.
+    nearest = max(enumerate(above), key=lambda numbered: (len(numbered[1].target), numbered[0]))[1]
+    return str(Path(nearest.root) / path.relative_to(nearest.target))
 
 
 def descriptors() -> list[str]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -25,7 +26,7 @@ from moorage_csi.backends.targets import (
     take_away,
 )
 from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError
-from moorage_csi.host import mounts, paths, quotas, syscalls
+from moorage_csi.host import mounts, paths, quotas, syscalls, treecopy
 from moorage_csi.host.paths import Directory
 
 DATA: Final = "data"
@@ -88,6 +89,36 @@ class DirectoryBackend:
     async def format(self, folder: Directory, shape: Shape) -> None:
         """Nothing: the filesystem is the pool's."""
 
+    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:
+        """Copy the tree, each file sharing its data with the source's where the filesystem can.
+
+        Each file is of one moment; all of them together are so only where nobody writes meanwhile.
+        """
+        self.make(folder, shape)
+        with source.child(DATA) as origin, folder.child(DATA) as data:
+            treecopy.copy_tree(origin, data, batch=pace)
+            if shape.quota == contract.QUOTA_ENFORCED and quotas.project_of(data.fd) == quotas.project_of(origin.fd):
+                raise PreconditionError(
+                    f"{path_of(data.fd)} got the project of its source: its size would not be its own"
+                )
+
+    def resume(self, folder: Directory) -> None:
+        """Nothing: a directory is copied while it is used."""
+
+    def grow(self, folder: Directory, shape: Shape) -> None:
+        """Raise the limit, where one is held; it is read back."""
+        if shape.quota == contract.QUOTA_ENFORCED:
+            with folder.child(DATA) as data:
+                quotas.set_limit(data.fd, quotas.project_of(data.fd), shape.size)
+
+    async def fit(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
+        """The limit is the size."""
+        return True
+
+    def spread(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
+        """The limit is the size."""
+        return True
+
     def retire(self, folder: Directory) -> None:
         """Take the limit off the volume's project, so that its number is free."""
         if self._no_quota is None:
@@ -106,6 +137,19 @@ class DirectoryBackend:
                 return None
             held = quotas.read_limit(data.fd, project)
         return Footprint(size=held.limit, allocated=held.used)
+
+    def fault(self, folder: Directory, shape: Shape) -> str:
+        """That the directory is not there, or that the kernel holds another size than was promised."""
+        if not folder.exists(DATA):
+            return f"the directory {path_of(folder.fd)}/{DATA} is missing: restore the volume from a backup"
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return ""
+        held = None if self._no_quota is not None else self.footprint(folder)
+        if held is not None and held.size == shape.size:
+            return ""
+        holds = "no size" if held is None else f"{held.size} bytes"
+        why = f": {self._no_quota}" if self._no_quota is not None else ""
+        return f"the kernel holds {holds} for the directory, and {shape.size} were promised{why}"
 
     def users(self, folder: Directory) -> tuple[str, ...]:
         """Where the directory, or one in it, is mounted."""

@@ -11,6 +11,7 @@ the RPC layer sees to that.
 """
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -30,18 +31,25 @@ from moorage_csi.backends.targets import (
 )
 from moorage_csi.contract import BACKEND_IMAGE, FILESYSTEMS, QUOTA_ENFORCED
 from moorage_csi.errors import NotFoundError, PreconditionError, UnavailableError
-from moorage_csi.host import filesystems, loops, mounts, paths
+from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, paths, reflink
 from moorage_csi.host.loops import LoopStatus
 from moorage_csi.host.mounts import Mount
 from moorage_csi.host.paths import Directory
 
 FILE: Final = "image"
 
+FREEZE_SECONDS: Final = 30.0
+"""For which writes to a volume may be held up while it is copied."""
+
 _MODE: Final = 0o600
+_ALWAYS: Final = {filesystems.XFS: ("nouuid",)}
+"""A copy has the uuid of its source, and xfs refuses to mount two of one."""
 _LABEL_LIMIT: Final = 63
 _HELD_PAUSES: Final = (0.01, 0.04)
 _MINIMUM_BLOCK: Final = 1 << 20
 _BLOCK_UNIT: Final = 512
+_STOPPED: Final = frozenset({"ro", "emergency_ro", "shutdown"})
+"""How a filesystem is shown to which the kernel writes no more, by the age of the kernel."""
 _DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
 """Where device nodes live: the host's /dev, or a container's own."""
 
@@ -86,6 +94,61 @@ class Image:
             await filesystems.make(path=fd, filesystem=shape.filesystem, uuid=shape.uuid)
             os.fsync(fd)
 
+    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:
+        """Copy the file, sharing its data where the pool's filesystem can; a mounted filesystem is frozen meanwhile.
+
+        So the copy is of one moment. Of a device it is what was written to it so far, as after a power cut.
+        """
+        with _opened(source, os.O_RDONLY) as origin:
+            fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
+            try:
+                with _still(origin, seconds=FREEZE_SECONDS):
+                    _copied(origin, fd, pace)
+                if os.fstat(fd).st_size < shape.size:
+                    os.ftruncate(fd, shape.size)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        folder.sync()
+
+    def resume(self, folder: Directory) -> None:
+        """Thaw the filesystem, wherever it is mounted."""
+        with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
+            for mount in _mounts_of(fd):
+                with _entered(mount) as inside:
+                    freezing.thaw(inside)
+
+    def grow(self, folder: Directory, shape: Shape) -> None:
+        """Append a hole to the file, and tell the device that shows it."""
+        with _opened(folder) as fd:
+            if os.fstat(fd).st_size < shape.size:
+                os.ftruncate(fd, shape.size)
+                os.fsync(fd)
+            for device in _devices(fd):
+                loops.set_capacity(device.number)
+
+    async def fit(self, folder: Directory, shape: Shape) -> bool:
+        """Grow ext4 on the file; a device has nothing to grow, and xfs grows only while it is mounted."""
+        if not shape.filesystem:
+            return True
+        if not growing.grows_unmounted(shape.filesystem):
+            return False
+        with _opened(folder) as fd:
+            await growing.grow_image(fd, shape.filesystem)
+            os.fsync(fd)
+        return True
+
+    def spread(self, folder: Directory, shape: Shape) -> bool:
+        """Grow the mounted filesystem by way of one of its mounts; a device is as large as its file already."""
+        with _opened(folder, os.O_RDONLY) as fd:
+            if shape.block:
+                return bool(_devices(fd))
+            writable = [mount for mount in _mounts_of(fd) if "rw" in mount.filesystem_options]
+            if not writable:
+                return False
+            _grow_at(writable[0], shape, size=os.fstat(fd).st_size)
+        return True
+
     def retire(self, folder: Directory) -> None:
         """Nothing: a file is all there is."""
 
@@ -97,6 +160,24 @@ class Image:
         except FileNotFoundError:
             return None
         return Footprint(size=found.st_size, allocated=found.st_blocks * _BLOCK_UNIT)
+
+    def fault(self, folder: Directory, shape: Shape) -> str:
+        """That the file is not there or too short, or that the kernel gave up writing to the filesystem in it."""
+        try:
+            with _opened(folder, os.O_RDONLY) as fd:
+                size = os.fstat(fd).st_size
+                mounted = _mounts_of(fd)
+        except FileNotFoundError:
+            return f"the image {path_of(folder.fd)}/{FILE} is missing: restore the volume from a backup"
+        if size < shape.size:
+            return f"the image has {size} bytes, and {shape.size} were promised: restore the volume from a backup"
+        stopped = [mount for mount in mounted if mount.filesystem_options & _STOPPED and "rw" in mount.options]
+        if stopped:
+            return (
+                f"the kernel found errors in the {shape.filesystem} at {stopped[0].target} and writes no more: end the "
+                f"pods, check it with fsck on the node, and look at the disk below the pool"
+            )
+        return ""
 
     def users(self, folder: Directory) -> tuple[str, ...]:
         """Where the image is mounted, and devices that are held without a mount we could see.
@@ -134,6 +215,9 @@ class Image:
                 _publish_device(fd, publication)
             else:
                 _publish_filesystem(fd, shape, publication)
+        if shape.filesystem and not growing.grows_unmounted(shape.filesystem) and not publication.readonly:
+            # It may be a copy that is larger than its source, or have grown while it was not mounted.
+            self.spread(folder, shape)
 
     def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:
         """Unmount, remove the target, and let go of a block volume's device with its last target."""
@@ -203,7 +287,7 @@ def _publish_filesystem(fd: int, shape: Shape, publication: Publication) -> None
             mounts.filesystem_mount(
                 device=loop.path,
                 filesystem=shape.filesystem,
-                options=options.filesystem,
+                options=(*options.filesystem, *_ALWAYS.get(shape.filesystem, ())),
                 target_fd=target,
                 attributes=options.attributes,
             )
@@ -234,6 +318,82 @@ def _publish_device(fd: int, publication: Publication) -> None:
                 os.close(target)
         finally:
             os.close(device)
+
+
+def _grow_at(mount: Mount, shape: Shape, *, size: int) -> None:
+    """Grow the filesystem that is mounted there."""
+    with _entered(mount) as fd:
+        try:
+            growing.grow_mounted(fd, shape.filesystem, size)
+        except PermissionError as error:
+            raise PreconditionError(
+                f"this node's kernel does not let {shape.filesystem} grow while it is mounted ({error}): end the pods "
+                "that use the volume, and it grows before it is mounted again"
+            ) from error
+
+
+@contextlib.contextmanager
+def _still(fd: int, *, seconds: float) -> Iterator[None]:
+    """Keep the filesystem in an image from changing for the length of a block, and bring to the file what is dirty.
+
+    Raises:
+        PreconditionError: the block took longer than that, or somebody else has it frozen.
+    """
+    with contextlib.ExitStack() as stack:
+        for device in _devices(fd):
+            node = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, node)
+            os.fsync(node)
+        inside = [stack.enter_context(_entered(mount)) for mount in _mounts_of(fd)[:1]]
+        try:
+            with contextlib.ExitStack() as frozen:
+                for each in inside:
+                    frozen.enter_context(freezing.frozen(each, seconds=seconds))
+                yield
+        except TimeoutError as error:
+            raise PreconditionError(
+                f"the volume is in use and its pool's filesystem cannot share data between files, so a copy of one moment "
+                f"takes longer than {seconds:.0f} s, for which writes can be held up: end the pods that use it, or keep "
+                "it in a pool on xfs or btrfs"
+            ) from error
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise PreconditionError(
+                "the volume's filesystem is frozen by somebody else: thaw it with fsfreeze -u"
+            ) from error
+
+
+def _copied(source: int, target: int, pace: Callable[[], None]) -> None:
+    try:
+        reflink.clone_file(source, target)
+    except OSError as error:
+        if error.errno not in reflink.UNABLE:
+            raise
+        copying.copy_data(source, target, progress=lambda _: pace())
+
+
+def _mounts_of(fd: int) -> list[Mount]:
+    """Where the filesystem in an image is mounted."""
+    devices = _devices(fd)
+    return [mount for mount in mounts.mounts() if any(_same(mount, device) for device in devices)] if devices else []
+
+
+@contextlib.contextmanager
+def _entered(mount: Mount) -> Iterator[int]:
+    """The mount's top, open for reading; never that of another filesystem that has come there meanwhile.
+
+    Raises:
+        UnavailableError: it is not there any more.
+    """
+    fd = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        here = mounts.mount_of_fd(fd)
+        if here is None or (here.major, here.minor) != (mount.major, mount.minor):
+            raise UnavailableError(f"the volume was unmounted from {mount.target} at this moment: ask again")
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _refuse_strange(fd: int, shape: Shape) -> None:

@@ -97,7 +97,8 @@ def _ext4_arguments(size: int, uuid: str, label: str, *, zeroed: bool) -> list[s
     journal = min(max(size // _EXT4_JOURNAL_SHARE // _MIB, least), most)
     tables = "assume_storage_prezeroed=1" if zeroed else "lazy_itable_init=1"
     return [
-        *("mkfs.ext4", "-F", "-q", "-m", "0", "-U", uuid, "-L", label, "-O", _EXT4_FEATURES),
+        # Errors stop the writing: to go on, as is the default, makes small damage large.
+        *("mkfs.ext4", "-F", "-q", "-m", "0", "-e", "remount-ro", "-U", uuid, "-L", label, "-O", _EXT4_FEATURES),
         *("-b", str(_EXT4_BLOCK), "-I", str(_EXT4_INODE), "-i", str(_EXT4_BYTES_PER_INODE)),
         *("-J", f"size={journal}", "-E", f"nodiscard,{tables}"),
     ]

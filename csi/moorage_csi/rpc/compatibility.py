@@ -8,6 +8,7 @@ from moorage_csi.contract import Context
 from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, PreconditionError, UnavailableError
 from moorage_csi.rpc.validation import Access, Creation
 from moorage_csi.volumes.record import Mode, Record, State
+from moorage_csi.volumes.snapshot import Snapshot, SnapshotState
 
 _ACCEPTED_QUOTAS: Final = {
     contract.QUOTA_REQUIRED: (contract.QUOTA_ENFORCED,),
@@ -61,6 +62,16 @@ def refuse_unready(record: Record) -> None:
         raise UnavailableError(f"volume {record.id} is {record.state}: ask again when that has ended")
 
 
+def refuse_unready_snapshot(snapshot: Snapshot) -> None:
+    """Refuse a snapshot that is being made or deleted.
+
+    Raises:
+        UnavailableError: it is none to use yet, or no more.
+    """
+    if snapshot.state is not SnapshotState.READY:
+        raise UnavailableError(f"snapshot {snapshot.id} is {snapshot.state}: ask again when that has ended")
+
+
 def refuse_other_context(given: Mapping[str, str], ours: Mapping[str, str]) -> None:
     """Refuse a context that contradicts the record; keys that are not ours, as on static volumes, are let be."""
     for key, value in ours.items():
@@ -90,6 +101,9 @@ def refuse_different(existing: Record, wish: Creation) -> None:
         differences.append(f"its onDelete is {existing.on_delete}")
     if parameters.permissions not in (None, existing.permissions):
         differences.append(f"its permissions are {existing.permissions:04o}")
+    if wish.source != existing.source:
+        was = f"a copy of {existing.source}" if existing.source else "made empty"
+        differences.append(f"it is {was}")
     if differences:
         raise AlreadyExistsError(
             f"volume {existing.name} was made from other arguments: {'; '.join(differences)}; "

@@ -7,6 +7,7 @@ the answer. Publish never formats; whatever does not look as the record says is 
 
 import contextlib
 import errno
+import logging
 from typing import Final
 
 from moorage_csi.backends.backend import Amount, Publication, Usage
@@ -23,7 +24,9 @@ from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.proto import csi_pb2_grpc
 from moorage_csi.rpc import validation
 from moorage_csi.rpc.compatibility import refuse_unready, refuse_unusable
+from moorage_csi.rpc.expanding import Expander
 from moorage_csi.rpc.guard import Guard
+from moorage_csi.rpc.inventory import Inventory
 from moorage_csi.rpc.pools import Pools, Station
 from moorage_csi.rpc.provisioning import shape_of
 from moorage_csi.rpc.unoffered import unoffered
@@ -31,8 +34,10 @@ from moorage_csi.rpc.validation import Access
 from moorage_csi.volumes.lane import Lane
 from moorage_csi.volumes.record import Record, VolumeId
 
+_log = logging.getLogger(__name__)
+
 _Rpc = csi.NodeServiceCapability.RPC
-_CAPABILITIES: Final = (_Rpc.GET_VOLUME_STATS, _Rpc.SINGLE_NODE_MULTI_WRITER)
+_CAPABILITIES: Final = (_Rpc.EXPAND_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.SINGLE_NODE_MULTI_WRITER, _Rpc.VOLUME_CONDITION)
 _SAYS: Final = "NodeGetCapabilities"
 
 _LINKS: Final = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EXDEV})
@@ -51,6 +56,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         self._node_name = node_name
         self._kubelet_dir = kubelet_dir.rstrip("/")
         self._guard = guard
+        self._expander = Expander()
+        self._inventory = Inventory(pools=pools, node_name=node_name)
         # For targets of volumes that no pool knows, whose own threads there are none of.
         self._lane = Lane("node")
 
@@ -95,7 +102,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeGetVolumeStats(  # noqa: N802 - the protocol's name
         self, request: csi.NodeGetVolumeStatsRequest, context: object
     ) -> csi.NodeGetVolumeStatsResponse:
-        """How full the published volume is, in constant time; changes nothing."""
+        """How full the published volume is, and how it is, in constant time; changes nothing."""
         del context
         volume = validation.volume_id(request.volume_id)
         path = validation.volume_path(request.volume_path)
@@ -115,7 +122,23 @@ class Node(csi_pb2_grpc.NodeServicer):
             if error.errno in _ABSENT:
                 raise NotFoundError(f"volume {volume} is not published at {path!r}: {error}") from error
             raise UnavailableError(f"volume {volume} cannot be looked at: {error}") from error
-        return csi.NodeGetVolumeStatsResponse(usage=_usage(usage))
+        condition = await self._inventory.condition(station, record)
+        return csi.NodeGetVolumeStatsResponse(usage=_usage(usage), volume_condition=condition)
+
+    async def NodeExpandVolume(  # noqa: N802 - the protocol's name
+        self, request: csi.NodeExpandVolumeRequest, context: object
+    ) -> csi.NodeExpandVolumeResponse:
+        """Make the filesystem of a volume that is in use as large as its storage, or find that it is.
+
+        A retry after a crash finds it as large, or not yet; growing a filesystem is journalled by the kernel.
+        """
+        del context
+        volume = validation.volume_id(request.volume_id)
+        path = validation.volume_path(request.volume_path)
+        if not validation.beneath(path, self._kubelet_dir):
+            raise NotFoundError(f"volume_path {path!r} does not lie beneath {self._kubelet_dir}: nothing is there")
+        record = await self._guard.run(volume, lambda: self._grow(volume))
+        return csi.NodeExpandVolumeResponse(capacity_bytes=record.size)
 
     async def NodeGetCapabilities(  # noqa: N802 - the protocol's name
         self, request: csi.NodeGetCapabilitiesRequest, context: object
@@ -140,12 +163,12 @@ class Node(csi_pb2_grpc.NodeServicer):
 
     NodeStageVolume = unoffered("NodeStageVolume", instead=_SAYS)
     NodeUnstageVolume = unoffered("NodeUnstageVolume", instead=_SAYS)
-    NodeExpandVolume = unoffered("NodeExpandVolume", instead=_SAYS)
 
     async def _publish(self, volume: VolumeId, access: Access, publication: Publication) -> None:
         station, record = await self._found(volume)
         refuse_unready(record)
         refuse_unusable(record, access, shared=station.settings.shared)
+        record = await self._grown(station, record)
         opened = await station.open()
         backend = opened.backend_of(record)
 
@@ -157,6 +180,26 @@ class Node(csi_pb2_grpc.NodeServicer):
             await station.lane.run(publish)
         except OSError as error:
             raise _explained(error, f"volume {volume} cannot be published at {publication.target}") from error
+        if not publication.readonly:
+            await self._grown(station, record)
+
+    async def _grown(self, station: Station, record: Record) -> Record:
+        """Go on with a volume that is growing; one that cannot now is published as it is."""
+        try:
+            return await self._expander.finish(station, record)
+        except DriverError as error:
+            _log.warning("volume does not grow now", extra={"volume": record.id, "reason": str(error)})
+            return record
+
+    async def _grow(self, volume: VolumeId) -> Record:
+        station, record = await self._found(volume)
+        refuse_unready(record)
+        grown = await self._expander.spread(station, record)
+        if grown.growing_to is not None:
+            raise PreconditionError(
+                f"volume {volume} is not mounted for writing on {self._node_name}, and its filesystem grows only there"
+            )
+        return grown
 
     async def _unpublish(self, volume: VolumeId, target: str) -> None:
         try:

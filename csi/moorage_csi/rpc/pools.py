@@ -6,15 +6,19 @@ one pool is closed, a volume that no other pool knows may be in it, so it is nev
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from moorage_csi.errors import DriverError, UnavailableError
 from moorage_csi.rpc.station import OpenPool, PoolReport, Station
 from moorage_csi.volumes.disk import Disks
-from moorage_csi.volumes.pool import PoolSettings
-from moorage_csi.volumes.record import Record, VolumeId
+from moorage_csi.volumes.ids import SnapshotId, VolumeId
+from moorage_csi.volumes.pool import Pool, PoolSettings
+from moorage_csi.volumes.record import Record
+from moorage_csi.volumes.snapshot import Snapshot
+
+Found = TypeVar("Found", Record, Snapshot)
 
 __all__ = ["OpenPool", "PoolReport", "Pools", "Station"]
 
@@ -83,6 +87,15 @@ class Pools:
             PreconditionError: a pool has it, and its record cannot be trusted.
             UnavailableError: no open pool has it, and there is one that cannot be opened.
         """
+        return await self._search(volume, lambda pool: pool.find(volume), certain=certain)
+
+    async def find_snapshot(self, snapshot: SnapshotId) -> tuple[Station, Snapshot] | None:
+        """The pool that has the snapshot, and its record; otherwise like ``find``."""
+        return await self._search(snapshot, lambda pool: pool.snapshots.find(snapshot), certain=True)
+
+    async def _search(
+        self, wanted: str, find: Callable[[Pool], Found | None], *, certain: bool
+    ) -> tuple[Station, Found] | None:
         closed: DriverError | None = None
         for station in self:
             try:
@@ -90,21 +103,22 @@ class Pools:
             except DriverError as error:
                 closed = error
                 continue
-            record = await self._look(station, opened, volume)
-            if record is not None:
-                return station, record
+            found = await self._look(station, opened, find)
+            if found is not None:
+                return station, found
         if certain and closed is not None:
-            raise UnavailableError(f"volume {volume} may be in a pool that is not open: {closed}") from closed
+            raise UnavailableError(f"{wanted} may be in a pool that is not open: {closed}") from closed
         return None
 
     def reports(self) -> tuple[PoolReport, ...]:
         """One report a pool; asks no disk."""
         return tuple(station.report() for station in self)
 
-    async def _look(self, station: Station, opened: OpenPool, volume: VolumeId) -> Record | None:
+    async def _look(self, station: Station, opened: OpenPool, find: Callable[[Pool], Found | None]) -> Found | None:
+        """Of a pool of this node alone from memory, of a shared one from its disk."""
         if station.settings.shared:
-            return await station.lane.run(lambda: opened.pool.find(volume))
-        return opened.pool.find(volume)
+            return await station.lane.run(lambda: find(opened.pool))
+        return find(opened.pool)
 
     async def _open(self, station: Station) -> None:
         with suppress(DriverError):

@@ -23,17 +23,22 @@ from moorage_csi.backends.choice import Choice
 from moorage_csi.backends.directory import DirectoryBackend
 from moorage_csi.backends.image import Image
 from moorage_csi.errors import DriverError, InvalidArgumentError, UnavailableError
-from moorage_csi.host import mounts, quotas, syscalls
+from moorage_csi.host import mounts, quotas, reflink, syscalls
 from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.disk import Disks
+from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.lane import Lane
 from moorage_csi.volumes.pool import Pool, PoolSettings, Problem
-from moorage_csi.volumes.record import Record
+from moorage_csi.volumes.record import Record, State
+from moorage_csi.volumes.snapshot import SnapshotState
 
 _log = logging.getLogger(__name__)
 
 FORMATS: Final = 4
 """Programs that make filesystems in one pool at a time; more would only wait for the same disk."""
+
+COPIES: Final = 2
+"""Copies that are being made in one pool at a time; where data is shared each takes milliseconds."""
 
 REMOVALS_PER_SECOND: Final = 2000
 """Entries of deleted volumes that are removed, at most: deleting must not starve what is in use."""
@@ -45,10 +50,12 @@ _RETRY_REMOVAL: Final = 60.0
 class OpenPool:
     """A pool that is open, with the backends that work in it."""
 
-    def __init__(self, pool: Pool, backends: dict[str, Backend], chosen: Choice) -> None:
+    def __init__(self, pool: Pool, backends: dict[str, Backend], chosen: Choice, *, no_reflink: str | None) -> None:
+        """``no_reflink`` says why files of the pool cannot share their data; None where they can."""
         self.pool = pool
         self.backends = backends
         self.chosen = chosen
+        self.no_reflink = no_reflink
 
     def backend_of(self, record: Record) -> Backend:
         """The backend that made the volume."""
@@ -118,6 +125,7 @@ class Station:
         self.settings = settings
         self.lane = Lane(f"pool-{settings.name}")
         self.formatting = asyncio.Semaphore(FORMATS)
+        self.copying = Lane(f"copies-{settings.name}", threads=COPIES)
         self._node = node
         self._disks = disks
         self._clock = clock
@@ -206,6 +214,7 @@ class Station:
         """Begin nothing more. What runs in a thread goes on until the process ends."""
         self._closed.set()
         self.lane.close()
+        self.copying.close()
         self._trash_lane.close()
 
     def release(self) -> None:
@@ -213,6 +222,11 @@ class Station:
         if self._open is not None:
             self._open.pool.close()
             self._open = None
+
+    def pace(self) -> None:
+        """Called by a copy every now and then: ends it where the driver is stopping; what it made is thrown away."""
+        if self._closed.is_set():
+            raise InterruptedError(errno.EINTR, "the driver is stopping; the next call begins the copy anew")
 
     def _begin(self) -> OpenPool:
         backends: dict[str, Backend] = {}
@@ -236,6 +250,8 @@ class Station:
             image, directory = Image(), DirectoryBackend(filesystem=facts.filesystem, no_quota=facts.no_quota)
             backends |= {image.name: image, directory.name: directory}
             chosen = choice.choose(facts)
+            no_reflink = reflink.reflink_supported(pool.root)
+            _resume_sources(pool, backends)
             pool.settle()
             if pool.identity.backend is None:
                 pool.keep_backend(chosen.backend)
@@ -254,7 +270,7 @@ class Station:
                 "reason": chosen.reason,
             },
         )
-        return OpenPool(pool, backends, chosen)
+        return OpenPool(pool, backends, chosen, no_reflink=no_reflink)
 
     def _say(self, trouble: str) -> None:
         if trouble != self._trouble:
@@ -292,6 +308,20 @@ class Station:
                 raise InterruptedError(errno.EINTR, "the driver is stopping; the next start goes on")
 
         return step
+
+
+def _resume_sources(pool: Pool, backends: dict[str, Backend]) -> None:
+    """Let those go on whose volumes a copy has stopped that died in the middle."""
+    begun: list[str | None] = [
+        *(each.source for each in pool.snapshots.records.values() if each.state is SnapshotState.CREATING),
+        *(each.source for each in pool.records.values() if each.state is State.CREATING),
+    ]
+    for source in filter(None, begun):
+        record = pool.records.get(VolumeId(source))
+        backend = None if record is None else backends.get(record.backend)
+        if record is not None and backend is not None:
+            with suppress(FileNotFoundError), pool.folder(record.id) as folder:
+                backend.resume(folder)
 
 
 def _facts(pool: Pool) -> choice.Facts:

@@ -15,7 +15,8 @@ from moorage_csi import contract, quantity
 from moorage_csi.contract import Metadata, Parameter
 from moorage_csi.errors import InvalidArgumentError, OutOfRangeError
 from moorage_csi.proto import csi_pb2 as csi
-from moorage_csi.volumes.record import Claim, VolumeId
+from moorage_csi.volumes.ids import SnapshotId, VolumeId
+from moorage_csi.volumes.record import Claim
 
 DEFAULT_SIZE: Final = 1 << 30
 """What a request without a capacity range gets, in bytes."""
@@ -46,6 +47,7 @@ _PARAMETERS: Final = (
     Parameter.MOUNT_PERMISSIONS,
     Parameter.FSTYPE,
 )
+_SNAPSHOT_METADATA: Final = (Metadata.SNAPSHOT_NAME, Metadata.SNAPSHOT_NAMESPACE, Metadata.SNAPSHOT_CONTENT)
 _METADATA: Final = (Metadata.CLAIM_NAME, Metadata.CLAIM_NAMESPACE, Metadata.VOLUME_NAME)
 
 _Mode = csi.VolumeCapability.AccessMode
@@ -103,20 +105,19 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
-    """A volume to make."""
+    """A volume to make; ``source`` is what it is to be a copy of, None for one that begins empty."""
 
     id: VolumeId
     name: str
     range: Range
     access: Access
     parameters: Parameters
+    source: VolumeId | SnapshotId | None = None
 
 
 def creation(request: csi.CreateVolumeRequest, *, pools: Sequence[str]) -> Creation:
     """What the request asks for; ``pools`` are the names that this node has."""
     name = _text("name", request.name, longest=LONGEST_NAME)
-    if request.HasField("volume_content_source"):
-        raise InvalidArgumentError("volume_content_source is set: volumes are made empty, not from a copy")
     if request.mutable_parameters:
         raise InvalidArgumentError(
             f"mutable_parameters {', '.join(sorted(request.mutable_parameters))}: a volume's parameters cannot change"
@@ -128,6 +129,7 @@ def creation(request: csi.CreateVolumeRequest, *, pools: Sequence[str]) -> Creat
         range=capacity_range(request.capacity_range if request.HasField("capacity_range") else None),
         access=access(request.volume_capabilities, default_filesystem=wished.filesystem),
         parameters=wished,
+        source=_source(request.volume_content_source) if request.HasField("volume_content_source") else None,
     )
 
 
@@ -138,10 +140,42 @@ def volume_id_for(name: str) -> VolumeId:
 
 def volume_id(value: str) -> VolumeId:
     """An id to look up. Also one that no pool could know passes; one that could be a path does not."""
-    text = _text("volume_id", value, longest=LONGEST_NAME)
+    return VolumeId(_id("volume_id", value))
+
+
+def snapshot_id(value: str) -> SnapshotId:
+    """The same for a snapshot."""
+    return SnapshotId(_id("snapshot_id", value))
+
+
+def source_volume_id(value: str) -> VolumeId:
+    """The id of a volume to take a snapshot of."""
+    return VolumeId(_id("source_volume_id", value))
+
+
+def snapshot_name(request: csi.CreateSnapshotRequest) -> str:
+    """The name of a snapshot to make, whose parameters are all understood."""
+    for key in request.parameters:
+        if key not in _SNAPSHOT_METADATA:
+            raise InvalidArgumentError(f"parameter {key!r} is not known: a snapshot has none")
+    return _text("name", request.name, longest=LONGEST_NAME)
+
+
+def _source(given: csi.VolumeContentSource) -> VolumeId | SnapshotId:
+    match given.WhichOneof("type"):
+        case "snapshot":
+            return snapshot_id(given.snapshot.snapshot_id)
+        case "volume":
+            return volume_id(given.volume.volume_id)
+        case _:
+            raise InvalidArgumentError("volume_content_source names neither a snapshot nor a volume")
+
+
+def _id(key: str, value: str) -> str:
+    text = _text(key, value, longest=LONGEST_NAME)
     if "/" in text or ".." in text:
-        raise InvalidArgumentError(f"volume_id {value!r} has the look of a path: an id is looked up by name")
-    return VolumeId(text)
+        raise InvalidArgumentError(f"{key} {value!r} has the look of a path: an id is looked up by name")
+    return text
 
 
 def released_uid(value: str) -> str:

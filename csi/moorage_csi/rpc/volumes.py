@@ -35,7 +35,7 @@ class Volumes(moorage_pb2_grpc.VolumesServicer):
         del context
         volume = validation.volume_id(request.volume_id)
         released_uid = validation.released_uid(request.released_uid)
-        await self._guard.run(volume, lambda: self._wipe(volume, released_uid))
+        await self._guard.run(volume, lambda: self._wipe(volume, released_uid), takes_away=True)
         return moorage.WipeVolumeResponse()
 
     async def _wipe(self, volume: VolumeId, released_uid: str) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from moorage_csi.backends.choice import Facts, choose
 from moorage_csi.volumes.pool import PoolSettings
-from moorage_csi.volumes.room import Room
+from moorage_csi.volumes.room import Room, Stake
 
 _BYTES = st.integers(min_value=0, max_value=1 << 50)
 
@@ -49,6 +49,16 @@ def test_what_a_filesystem_stores_once_for_several_volumes_is_promised_once_to_e
     # Clones or compression: eighty are written, and the disk shows all but ten of it as free.
     room = Room(total=100, available=90, reserve=0, promised=80, unallocated=0, overcommit=1.0)
     assert room.free == 20
+    assert room.lacks(Stake(promised=20, unwritten=20)) == 0
+    assert room.lacks(Stake(promised=21, unwritten=0)) == 1
+
+
+def test_what_has_its_data_on_the_disk_lacks_only_what_it_has_not_written() -> None:
+    room = Room(total=100, available=10, reserve=5, promised=50, unallocated=2, overcommit=1.0)
+    assert room.free == 3
+    assert room.lacks(Stake(promised=40, unwritten=3)) == 0
+    assert room.lacks(Stake(promised=40, unwritten=7)) == 4
+    assert room.lacks(Stake(promised=46, unwritten=0)) == 1
 
 
 PLAIN = Facts(filesystem="ext4", shared=False, no_quota="the kernel has no quota support", kept=None)

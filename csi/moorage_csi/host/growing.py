@@ -1,0 +1,103 @@
+"""Making a filesystem as large as the device or image that it lies on; never smaller.
+
+A mounted one is grown by ioctl, on a descriptor of the mount: no program, and no device to be found. ext4 can also be
+grown while it is not mounted, and has to be where the kernel forbids the other (it asks for CAP_SYS_RESOURCE); xfs only
+grows while it is mounted, so that is done after the mount.
+
+Growing is done again without harm: what has the size already is left alone, and whoever stops in the middle (both
+journal it) leaves the old size or the new one.
+"""
+
+import fcntl
+import os
+import struct
+from typing import Final
+
+from moorage_csi.host import commands
+from moorage_csi.host.signatures import EXT4, XFS
+
+__all__ = ["grow_image", "grow_mounted", "grows_unmounted"]
+
+_XFS_GEOMETRY: Final = 0x8100587E
+_XFS_GEOMETRY_SIZE: Final = 256
+_XFS_GEOMETRY_FIELDS: Final = struct.Struct("=8IQ")
+"""struct xfs_fsop_geom: blocksize, rtextsize, agblocks, agcount, logblocks, sectsize, inodesize, imaxpct, datablocks."""
+_XFS_GROW: Final = 0x4010586E
+_XFS_GROW_FIELDS: Final = struct.Struct("=QI4x")
+"""struct xfs_growfs_data: blocks, share of inodes in per cent."""
+_EXT4_RESIZE: Final = 0x40086610
+_EXT4_BLOCKS: Final = struct.Struct("=Q")
+
+_TIMEOUT: Final = 3600.0
+_FSCK_FINE: Final = (0, 1)
+_XFS_LEAST_GROUP: Final = 64
+"""Blocks: a group that would be smaller is not added, so a size may be short by as much."""
+
+
+def grows_unmounted(filesystem: str) -> bool:
+    """Whether ``grow_image`` is for it."""
+    return filesystem == EXT4
+
+
+async def grow_image(fd: int, filesystem: str) -> None:
+    """Grow the ext4 filesystem on an image that nothing uses, to the size of the image.
+
+    It is checked first, because the tool insists; it runs to its end even if the caller is cancelled.
+
+    Raises:
+        CommandError: it is damaged, or there is no room.
+        ValueError: for a filesystem that only grows while it is mounted.
+    """
+    if not grows_unmounted(filesystem):
+        msg = f"{filesystem} grows only while it is mounted"
+        raise ValueError(msg)
+    await commands.finish(_grow_ext4(fd))
+
+
+async def _grow_ext4(fd: int) -> None:
+    image = f"/proc/self/fd/{fd}"
+    await commands.run(
+        ["e2fsck", "-f", "-p", image],
+        timeout=_TIMEOUT,
+        shielded=True,
+        expected=_FSCK_FINE,
+        keep_fds=[fd],
+        advice="the filesystem has to be repaired by hand with e2fsck before it can grow",
+    )
+    await commands.run(
+        ["resize2fs", image],
+        timeout=_TIMEOUT,
+        shielded=True,
+        keep_fds=[fd],
+        advice="free space in the pool, and ask again",
+    )
+
+
+def grow_mounted(fd: int, filesystem: str, size: int) -> None:
+    """Grow a mounted filesystem to ``size`` bytes, which its device has; ``fd`` is any directory in it.
+
+    Raises:
+        OSError: EPERM where the kernel lets nobody grow it while it is mounted, ENOSPC, EIO.
+        ValueError: for a filesystem that is not known.
+    """
+    if filesystem == XFS:
+        _grow_xfs(fd, size)
+    elif filesystem == EXT4:
+        blocks = size // os.fstatvfs(fd).f_frsize
+        fcntl.ioctl(fd, _EXT4_RESIZE, _EXT4_BLOCKS.pack(blocks))
+    else:
+        msg = f"filesystem {filesystem!r} cannot be grown"
+        raise ValueError(msg)
+
+
+def _grow_xfs(fd: int, size: int) -> None:
+    """Add what is missing; a rest that is too small for a group of its own is not worth one."""
+    buffer = bytearray(_XFS_GEOMETRY_SIZE)
+    fcntl.ioctl(fd, _XFS_GEOMETRY, buffer)
+    block, _, group, _, _, _, _, inodes, blocks = _XFS_GEOMETRY_FIELDS.unpack_from(buffer)
+    wanted = size // block
+    rest = wanted % group
+    if 0 < rest < _XFS_LEAST_GROUP:
+        wanted -= rest
+    if wanted > blocks:
+        fcntl.ioctl(fd, _XFS_GROW, _XFS_GROW_FIELDS.pack(wanted, inodes))
