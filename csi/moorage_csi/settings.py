@@ -21,7 +21,9 @@ _ENVIRONMENT_PREFIX: Final = "MOORAGE_"
 _POOL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _PERCENT: Final = re.compile(r"(?P<number>[0-9]{1,3}(?:\.[0-9]{1,6})?)%", re.ASCII)
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
-_POOL_KEYS: Final = ("name", "path", "reserve", "overcommit", "shared")
+_POOL_KEYS: Final = ("name", "path", "reserve", "overcommit", "shared", "trashRetention", "archiveRetention")
+_DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>[smhd])")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path: sun_path has 108 with the ending NUL."""
 
@@ -231,7 +233,16 @@ def _pool(entry: Any, place: str) -> PoolSettings:
         reserve_percent=reserve_percent,
         overcommit=float(overcommit),
         shared=shared,
+        trash_retention=_seconds(entry.get("trashRetention", "0s"), f"{place}.trashRetention"),
+        archive_retention=_seconds(entry.get("archiveRetention", "0s"), f"{place}.archiveRetention") or None,
     )
+
+
+def _seconds(value: Any, place: str) -> float:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise SettingsError(f"{place} {value!r} must be a time like '30m', '24h' or '7d'")
+    return float(int(match["number"]) * _UNITS[match["unit"]])
 
 
 def _reserve(value: Any, place: str) -> tuple[int, float]:

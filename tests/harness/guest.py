@@ -64,14 +64,14 @@ def _port(name: str) -> Path:
 
 
 def _carry_out(argv: list[str], *, cwd: str) -> int:
-    """Run the command and reap whatever else loses its parent until it ends; return its exit code."""
+    """Run the command and reap whatever else loses its parent until it ends; return its exit code as a shell tells it."""
     with _port("output").open("wb", buffering=0) as output:
         command = subprocess.Popen(argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     while True:
         pid, status = os.wait()
         if pid == command.pid:
             command.returncode = os.waitstatus_to_exitcode(status)
-            return command.returncode
+            return command.returncode if command.returncode >= 0 else 128 - command.returncode
 
 
 if __name__ == "__main__":

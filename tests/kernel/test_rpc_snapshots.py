@@ -252,3 +252,23 @@ async def test_a_filesystem_that_was_left_frozen_is_thawed_at_the_start(area: Pa
         os.close(fd)
     async with running(area) as driver:
         await driver.unpublish(volume, target)
+
+
+async def test_what_is_archived_lies_under_a_name_that_a_person_can_read(area: Path) -> None:
+    parameters = {
+        **DIRECTORY,
+        "onDelete": "archive",
+        "csi.storage.k8s.io/pvc/name": "data",
+        "csi.storage.k8s.io/pvc/namespace": "shop",
+    }
+    async with running(area) as driver:
+        volume = (await driver.create(size=SIZE, parameters=parameters)).volume_id
+        target = driver.target("pod")
+        await driver.publish(volume, target)
+        (target / "kept").write_bytes(b"kept")
+        await driver.unpublish(volume, target)
+        await driver.delete(volume)
+        await driver.emptied()
+        (archived,) = (driver.pool / "archived").iterdir()
+        assert archived.name.startswith("shop_data_pvc-1-")
+        assert (archived / "data" / "kept").read_bytes() == b"kept"

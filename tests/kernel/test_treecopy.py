@@ -473,6 +473,8 @@ def test_the_batch_stops_within_a_large_file_and_its_error_is_its_own(place: Pat
     with pytest.raises(OSError) as caught:  # noqa: PT011  (it is the same one)
         copy(place, batch=stop)
     assert caught.value is error
+    os.sync()
+    assert (place / "copy" / "file").stat().st_blocks * 512 <= 10 * MIB
 
 
 @ANY

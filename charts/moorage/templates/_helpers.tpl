@@ -50,7 +50,9 @@ imagePullSecrets:
   "path" (include "moorage.poolPath" .path)
   "reserve" (.reserve | default "0")
   "overcommit" (.overcommit | default 1.0)
-  "shared" (.shared | default false)) -}}
+  "shared" (.shared | default false)
+  "trashRetention" (.trashRetention | default "0s")
+  "archiveRetention" (.archiveRetention | default "0s")) -}}
 {{- end -}}
 {{- dict "pools" $pools | toPrettyJson -}}
 {{- end }}

@@ -278,9 +278,8 @@ def as_source(wish: Creation, source: Source) -> Creation:
 
 
 def copied(record: Record, source: Source, *, opened: OpenPool) -> Record:
-    """The record of a copy: of what, and whether the two may have data in common."""
-    within = source.pool is opened
-    return replace(record, source=source.what.id, shares=within and opened.no_reflink is None)
+    """The record of a copy: of what, and whether the two may have data in common, of which two pools of one disk may."""
+    return replace(record, source=source.what.id, shares=opened.no_reflink is None and source.pool.disk == opened.disk)
 
 
 def make_storage(opened: OpenPool, record: Record) -> None:

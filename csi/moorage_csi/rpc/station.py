@@ -8,6 +8,7 @@ import asyncio
 import errno
 import itertools
 import logging
+import os
 import secrets
 import threading
 import time
@@ -56,6 +57,11 @@ class OpenPool:
         self.backends = backends
         self.chosen = chosen
         self.no_reflink = no_reflink
+
+    @property
+    def disk(self) -> int:
+        """The number of the filesystem that the pool lies on."""
+        return os.fstat(self.pool.root.fd).st_dev
 
     def backend_of(self, record: Record) -> Backend:
         """The backend that made the volume."""
@@ -179,19 +185,19 @@ class Station:
         self._discarded.set()
 
     async def remove_trash(self) -> None:
-        """Remove what is deleted, as it comes, at a bounded rate; runs until it is cancelled.
+        """Remove what is deleted, as it comes or when its time is over, at a bounded rate; runs until it is cancelled.
 
         What cannot be removed stays, is logged, and is tried again a minute later.
         """
         while True:
             self._discarded.clear()
             try:
-                left = await self._trash_lane.run(self._remove_all)
+                rest = await self._trash_lane.run(self._remove_all)
             except OSError as error:
                 _log.warning("trash cannot be read", extra={"pool": self.name, "reason": str(error)})
-                left = 1
+                rest = _RETRY_REMOVAL
             with suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_REMOVAL if left else None):
+                async with asyncio.timeout(rest):
                     await self._discarded.wait()
 
     def report(self) -> PoolReport:
@@ -279,10 +285,14 @@ class Station:
                 "pool cannot be opened", extra={"pool": self.name, "path": self.settings.path, "reason": trouble}
             )
 
-    def _remove_all(self) -> int:
-        """Remove every folder in the trash that can be; return how many are left."""
+    def _remove_all(self) -> float | None:
+        """Remove every folder in the trash that can be, and whose time is over.
+
+        Returns seconds until it is to be done again; None where nothing waits for that.
+        """
         if self._open is None:
-            return 0
+            return None
+        due = self._open.pool.exits.sweep()
         trash = self._open.pool.trash
         left = self._trash_count = len(names := trash.names())
         for name in names:
@@ -290,14 +300,14 @@ class Station:
                 trash.remove(name, batch=self._pace())
                 left -= 1
             except InterruptedError:
-                return 0
+                return None
             except OSError as error:
                 _log.warning(
                     "deleted volume cannot be removed yet",
                     extra={"pool": self.name, "folder": name, "reason": str(error)},
                 )
             self._trash_count = left
-        return left
+        return min(_RETRY_REMOVAL, due or _RETRY_REMOVAL) if left else due
 
     def _pace(self) -> Callable[[], None]:
         """Rests after every so many entries, and stops at closing."""

@@ -37,7 +37,6 @@ DEFAULT_PERMISSIONS: Final = 0o770
 _UID: Final = re.compile(rf"[0-9A-Za-z][-._0-9A-Za-z]{{0,{LONGEST_NAME - 1}}}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _PERMISSIONS: Final = re.compile(r"0?[0-7]{3}")
-_BUILT_ON_DELETES: Final = (contract.ON_DELETE_DELETE, contract.ON_DELETE_RETAIN)
 
 _PARAMETERS: Final = (
     Parameter.BACKEND,
@@ -220,18 +219,12 @@ def parameters(given: Mapping[str, str], *, pools: Sequence[str]) -> Parameters:
     for key in _METADATA:
         if key in given:
             _text(key, given[key], longest=LONGEST_PATH)
-    on_delete = _word(given, Parameter.ON_DELETE, contract.ON_DELETES, default=contract.ON_DELETE_DELETE)
-    if on_delete not in _BUILT_ON_DELETES:
-        raise InvalidArgumentError(
-            f"parameter {Parameter.ON_DELETE} is {on_delete!r}, which is not built yet; "
-            f"allowed are {', '.join(_BUILT_ON_DELETES)}"
-        )
     name, namespace = given.get(Metadata.CLAIM_NAME, ""), given.get(Metadata.CLAIM_NAMESPACE, "")
     return Parameters(
         backend=_word(given, Parameter.BACKEND, contract.BACKENDS, default=contract.BACKEND_AUTO),
         pool=_word(given, Parameter.POOL, pools, default="") or None,
         quota=_word(given, Parameter.QUOTA, contract.QUOTAS, default=contract.QUOTA_REQUIRED),
-        on_delete=on_delete,
+        on_delete=_word(given, Parameter.ON_DELETE, contract.ON_DELETES, default=contract.ON_DELETE_DELETE),
         permissions=_permissions(given),
         filesystem=_word(given, Parameter.FSTYPE, contract.FILESYSTEMS, default=""),
         claim=Claim(namespace=namespace, name=name) if name and namespace else None,

@@ -107,6 +107,10 @@ def test_an_unknown_flag_ends_the_program(pools_file: Path, capsys: pytest.Captu
         ('{"pools": [{"name": "a", "path": "/a", "overcommit": NaN}]}', "must be a number"),
         ('{"pools": [{"name": "a", "path": "/a", "overcommit": Infinity}]}', "must be a number"),
         ([{**POOL, "shared": "yes"}], "must be true or false"),
+        ([{**POOL, "trashRetention": "1 day"}], "must be a time like"),
+        ([{**POOL, "trashRetention": 60}], "must be a time like"),
+        ([{**POOL, "archiveRetention": "-1h"}], "must be a time like"),
+        ([{**POOL, "archiveRetention": "7w"}], "must be a time like"),
         ([POOL, {**POOL, "path": "/b"}], "two pools have the name 'default'"),
         ([POOL, {"name": "b", "path": POOL["path"] + "/"}], "overlap"),
         ([POOL, {"name": "b", "path": POOL["path"] + "/below"}], "overlap"),
@@ -134,6 +138,16 @@ def test_pools_beside_each_other_are_fine(tmp_path: Path) -> None:
     assert (a.path, a.reserve_bytes, a.reserve_percent) == ("/srv/a", 10 * 2**30, 0)
     assert (b.reserve_bytes, b.reserve_percent, b.overcommit, b.shared) == (0, 2.5, 3.0, True)
     assert (c.path, c.reserve_bytes) == ("/srv/c", 4096)
+
+
+def test_times_are_in_seconds_and_none_means_not_at_all_or_for_ever(tmp_path: Path) -> None:
+    file = tmp_path / "pools.json"
+    timed = {"trashRetention": "36h", "archiveRetention": "7d"}
+    pools = [{"name": "a", "path": "/a", **timed}, {"name": "b", "path": "/b"}]
+    file.write_text(json.dumps({"pools": pools}))
+    a, b = read_pools(file)
+    assert (a.trash_retention, a.archive_retention) == (36 * 3600, 7 * 86400)
+    assert (b.trash_retention, b.archive_retention) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -154,4 +154,4 @@ def test_the_guest_returns_the_code_of_its_command(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(guest, "_port", lambda name: tmp_path / name)
     assert guest._carry_out(["sh", "-c", "echo said; exit 4"], cwd="/") == 4
     assert (tmp_path / "output").read_text() == "said\n"
-    assert guest._carry_out(["sh", "-c", "kill -9 $$"], cwd="/") == -9
+    assert guest._carry_out(["sh", "-c", "kill -9 $$"], cwd="/") == 128 + 9
