@@ -58,9 +58,11 @@ class Context:
 BACKEND_AUTO: Final = "auto"
 BACKEND_IMAGE: Final = "image"
 BACKEND_DIRECTORY: Final = "directory"
-BACKENDS: Final = (BACKEND_AUTO, BACKEND_IMAGE, BACKEND_DIRECTORY)
+BACKEND_BTRFS: Final = "btrfs"
+BACKENDS: Final = (BACKEND_AUTO, BACKEND_IMAGE, BACKEND_DIRECTORY, BACKEND_BTRFS)
 
 FILESYSTEMS: Final = ("ext4", "xfs")
+"""What is made in an image; the others may be asked for where the pool's own is that."""
 
 QUOTA_REQUIRED: Final = "required"
 QUOTA_BEST_EFFORT: Final = "best-effort"

@@ -164,12 +164,18 @@ def test_one_that_somebody_else_thawed_is_told_and_not_thawed_for_another(mount:
         assert freezing.thaw(fd), "the end of the block thawed what another had frozen"
 
 
-def test_a_freeze_that_takes_longer_than_the_bound_is_given_up(mount: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits", ["before", "after"])
+def test_a_freeze_that_takes_longer_than_the_bound_is_given_up(
+    mount: Path, monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
     real = fcntl.ioctl
 
     def slow(fd: int, command: int, argument: int) -> int:
+        freezes = command == freezing._FIFREEZE
+        if freezes and waits == "before":
+            time.sleep(SHORT)
         result = real(fd, command, argument)
-        if command == freezing._FIFREEZE:
+        if freezes and waits == "after":
             time.sleep(SHORT)
         return result
 

@@ -280,20 +280,43 @@ def test_an_entry_that_becomes_a_symlink_meanwhile_is_not_followed(place: Path, 
 
 
 @ONE
-def test_a_directory_deep_below_that_becomes_a_symlink_is_not_followed(place: Path, kind: str) -> None:
-    deep = place / "source" / Path(*["d"] * 40)
-    deep.mkdir(parents=True)
-    (deep / "data").write_text("of the source")
-    within = place / "source" / Path(*["d"] * treecopy._DEPTH)
+@pytest.mark.parametrize("text", ["decoy", "/etc", ".."])
+def test_a_directory_deep_below_that_becomes_a_symlink_is_not_followed(place: Path, kind: str, text: str) -> None:
+    """What lies deep is opened a second time, by its path, when the rest is done."""
+    relative = Path(*["d"] * treecopy._DEPTH)
+    within = place / "source" / relative
+    for folder, content in ((within, "of the source"), (within.parent / "decoy", "of the decoy")):
+        folder.mkdir(parents=True)
+        (folder / "data").write_text(content)
 
     def swap() -> None:
-        if not within.is_symlink():
-            within.rename(place / "source" / "aside")
-            within.symlink_to(place / "precious")
+        if (place / "copy" / relative).is_dir() and not within.is_symlink():
+            within.rename(within.parent / "aside")
+            within.symlink_to(text)
 
-    (place / "source" / "first").touch()
     copy(place, batch=swap)
-    assert not list((place / "copy").rglob("data")) or (place / "copy" / "aside").exists()
+    assert within.is_symlink()
+    assert names(place / "copy" / relative) == []
+    assert (place / "copy" / relative.parent / "decoy" / "data").read_text() == "of the decoy"
+
+
+@ONE
+def test_nor_is_one_on_the_way_to_it(place: Path, kind: str) -> None:
+    deep, middle = Path(*["d"] * 2 * treecopy._DEPTH), Path(*["d"] * (treecopy._DEPTH + 8))
+    within = place / "source" / middle
+    for folder, content in ((place / "source" / deep, "of the source"), (within.parent / "decoy", "of the decoy")):
+        (folder / deep.relative_to(middle)).mkdir(parents=True)
+        (folder / "data").write_text(content)
+        (folder / deep.relative_to(middle) / "data").write_text(content)
+
+    def swap() -> None:
+        if (place / "copy" / deep).is_dir() and not within.is_symlink():
+            within.rename(within.parent / "aside")
+            within.symlink_to("decoy")
+
+    copy(place, batch=swap)
+    assert within.is_symlink()
+    assert names(place / "copy" / deep) == []
 
 
 @ONE

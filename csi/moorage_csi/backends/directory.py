@@ -8,25 +8,20 @@ directory's inode number on, so that nothing has to be remembered.
 
 import contextlib
 import os
-import stat
 import threading
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Final
 
 from moorage_csi import contract
+from moorage_csi.backends import binds
 from moorage_csi.backends.backend import Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
-    attributes_of,
     figures_of,
-    held_by,
-    opened_target,
     path_of,
-    refuse_other_access,
     take_away,
 )
-from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError
-from moorage_csi.host import mounts, paths, quotas, syscalls, treecopy
+from moorage_csi.errors import InvalidArgumentError, PreconditionError
+from moorage_csi.host import quotas, treecopy
 from moorage_csi.host.paths import Directory
 
 DATA: Final = "data"
@@ -153,27 +148,11 @@ class DirectoryBackend:
 
     def users(self, folder: Directory) -> tuple[str, ...]:
         """Where the directory, or one in it, is mounted."""
-        return tuple(_targets(folder))
+        return binds.targets(folder, DATA)
 
     def publish(self, folder: Directory, shape: Shape, publication: Publication) -> None:  # noqa: ARG002
         """Bind the directory onto the target, or find that it is done; see ``Backend.publish``."""
-        options = attributes_of(publication)
-        if options.filesystem:
-            raise InvalidArgumentError(
-                f"mount options {','.join(options.filesystem)} are for a filesystem of the volume's own, and a "
-                "directory has none; allowed are those of a mount, such as noexec, nosuid, noatime"
-            )
-        with folder.child(DATA) as data:
-            if _published(data, publication):
-                return
-            others = [target for target in _targets(folder) if target != publication.target]
-            if publication.exclusive and others:
-                raise held_by(others)
-            target = paths.open_target_directory(publication.target, publication.kubelet_dir)
-            try:
-                mounts.bind(source_fd=data.fd, target_fd=target, attributes=options.attributes)
-            finally:
-                os.close(target)
+        binds.publish(folder, DATA, publication)
 
     def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:  # noqa: ARG002
         """Unmount and remove the target; see ``Backend.unpublish``."""
@@ -181,51 +160,8 @@ class DirectoryBackend:
 
     def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:  # noqa: ARG002
         """The kernel's figures: those of the limit where it holds one, of the pool's filesystem where not."""
-        with opened_target(path, kubelet_dir) as target, folder.child(DATA) as data:
-            if mounts.mount_of_fd(target) is None or not _same(target, data.fd):
-                raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
+        with binds.published(folder, DATA, path, kubelet_dir) as target:
             return figures_of(target)
-
-
-def _published(data: Directory, publication: Publication) -> bool:
-    """Whether the target has this directory already, in the way that is asked for."""
-    mount = mounts.mount_at(publication.target, beneath=publication.kubelet_dir)
-    if mount is None:
-        return False
-    with opened_target(publication.target, publication.kubelet_dir) as target:
-        here = _same(target, data.fd)
-    if not here:
-        raise PreconditionError(
-            f"target_path {publication.target}: {mount.root} of {mount.source or mount.filesystem} is mounted there, which "
-            "is not this volume; nothing is mounted over it: unmount it first"
-        )
-    refuse_other_access(publication, read_only=mount.read_only)
-    return True
-
-
-def _same(one: int, other: int) -> bool:
-    first, second = os.fstat(one), os.fstat(other)
-    return stat.S_ISDIR(first.st_mode) and (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
-
-
-def _targets(folder: Directory) -> list[str]:
-    """Mounts whose root is the volume's directory or lies in it, as the kubelet's binds of a subPath do.
-
-    They are told by filesystem and path within it, both as mountinfo has them: on btrfs the device number of
-    a file is another one than that of its mount.
-    """
-    table = mounts.mounts()
-    mount_id = syscalls.statx(folder.fd, "").mount_id
-    home = next((mount for mount in table if mount.mount_id == mount_id), None)
-    if home is None:
-        raise PreconditionError(f"{path_of(folder.fd)} lies on a mount that is not visible: mount the pool again")
-    within = PurePosixPath(path_of(folder.fd)).relative_to(home.target)
-    data = PurePosixPath(home.root) / within / DATA
-    return [
-        mount.target
-        for mount in table
-        if (mount.major, mount.minor) == (home.major, home.minor) and PurePosixPath(mount.root).is_relative_to(data)
-    ]
 
 
 def _free_project(fd: int) -> int:

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.backends import choice
+from moorage_csi.backends import choice, subvolume
 from moorage_csi.backends.backend import Backend, Footprint
 from moorage_csi.backends.choice import Choice
 from moorage_csi.backends.directory import DirectoryBackend
 from moorage_csi.backends.image import Image
+from moorage_csi.backends.subvolume import Subvolumes
 from moorage_csi.errors import DriverError, InvalidArgumentError, UnavailableError
-from moorage_csi.host import mounts, quotas, reflink, syscalls
+from moorage_csi.host import mounts, qgroups, quotas, reflink, syscalls
 from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.ids import VolumeId
@@ -87,7 +88,12 @@ class OpenPool:
         name = asked
         if asked == contract.BACKEND_AUTO:
             name = contract.BACKEND_IMAGE if block and not shared else self.chosen.backend
-        backend = self.backends[name]
+        backend = self.backends.get(name)
+        if backend is None:
+            raise InvalidArgumentError(
+                f"backend {name} is not possible in pool {self.pool.name}, which lies on another filesystem or is shared by "
+                f"several nodes; possible are {', '.join(self.backends)}"
+            )
         if block and not backend.capabilities.block:
             raise InvalidArgumentError(
                 f"backend {name} makes no block volumes; for volumeMode Block choose backend {contract.BACKEND_IMAGE} "
@@ -255,6 +261,9 @@ class Station:
             facts = _facts(pool)
             image, directory = Image(), DirectoryBackend(filesystem=facts.filesystem, no_quota=facts.no_quota)
             backends |= {image.name: image, directory.name: directory}
+            if facts.filesystem == subvolume.FILESYSTEM and not pool.settings.shared:
+                subvolumes = Subvolumes(no_quota=facts.no_subvolume_quota)
+                backends[subvolumes.name] = subvolumes
             chosen = choice.choose(facts)
             no_reflink = reflink.reflink_supported(pool.root)
             _resume_sources(pool, backends)
@@ -341,5 +350,6 @@ def _facts(pool: Pool) -> choice.Facts:
         filesystem=next((mount.filesystem for mount in mounts.mounts() if mount.mount_id == mount_id), "filesystem"),
         shared=pool.settings.shared,
         no_quota=quotas.project_quota_supported(pool.settings.path),
+        no_subvolume_quota=qgroups.subvolume_quota_supported(pool.settings.path),
         kept=pool.identity.backend,
     )

@@ -11,8 +11,10 @@ wants it back race: only one of them finds it under its name.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from moorage_csi.host import btrfs
 from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.ids import SNAPSHOT_ID, VOLUME_ID
 from moorage_csi.volumes.remains import Remains
@@ -49,4 +51,20 @@ class Trash(Remains):
             except FileNotFoundError:
                 # Wanted back, or removed by another node of a shared pool.
                 return
+        with suppress(FileNotFoundError), self.folder.child(name) as folder:
+            _destroy_subvolumes(folder, batch)
         self.folder.remove_tree(name, batch=batch)
+
+
+def _destroy_subvolumes(folder: Directory, batch: Callable[[], None] | None) -> None:
+    """Remove those that lie in the folder as a whole, however much is in them."""
+    if not btrfs.is_btrfs(folder.fd):
+        return
+    for name in folder.names():
+        try:
+            with folder.child(name) as child:
+                whole = btrfs.subvolume(child.fd) is not None
+        except NotADirectoryError:
+            continue
+        if whole:
+            btrfs.destroy(folder, name, batch=batch)

@@ -1,5 +1,7 @@
 """The arithmetic of promising, the choice of a backend, and settings that cannot be meant."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,14 @@ def test_what_has_its_data_on_the_disk_lacks_only_what_it_has_not_written() -> N
     assert room.lacks(Stake(promised=46, unwritten=0)) == 1
 
 
-PLAIN = Facts(filesystem="ext4", shared=False, no_quota="the kernel has no quota support", kept=None)
+NO_BTRFS = "the filesystem has no subvolumes: btrfs has"
+
+
+def facts(*, no_subvolume_quota: str | None = NO_BTRFS, **seen: Any) -> Facts:
+    return Facts(no_subvolume_quota=no_subvolume_quota, **seen)
+
+
+PLAIN = facts(filesystem="ext4", shared=False, no_quota="the kernel has no quota support", kept=None)
 
 
 def test_a_plain_filesystem_gets_images_and_says_why() -> None:
@@ -71,17 +80,24 @@ def test_a_plain_filesystem_gets_images_and_says_why() -> None:
 
 
 def test_project_quota_gets_directories() -> None:
-    assert choose(Facts(filesystem="xfs", shared=False, no_quota=None, kept=None)).backend == "directory"
+    assert choose(facts(filesystem="xfs", shared=False, no_quota=None, kept=None)).backend == "directory"
+
+
+def test_btrfs_that_counts_gets_subvolumes() -> None:
+    seen = {"filesystem": "btrfs", "shared": False, "no_quota": "none", "kept": None}
+    assert choose(facts(no_subvolume_quota=None, **seen)).backend == "btrfs"
+    assert choose(facts(no_subvolume_quota="quotas are off", **seen)).backend == "image"
 
 
 def test_a_pool_keeps_its_choice() -> None:
-    assert choose(Facts(filesystem="xfs", shared=False, no_quota=None, kept="image")).backend == "image"
-    assert choose(Facts(filesystem="xfs", shared=False, no_quota="lost", kept="directory")).backend == "directory"
+    assert choose(facts(filesystem="btrfs", shared=False, no_quota="none", kept="btrfs")).backend == "btrfs"
+    assert choose(facts(filesystem="xfs", shared=False, no_quota=None, kept="image")).backend == "image"
+    assert choose(facts(filesystem="xfs", shared=False, no_quota="lost", kept="directory")).backend == "directory"
 
 
 def test_a_shared_pool_never_gets_images() -> None:
     for kept in (None, "image", "directory"):
-        assert choose(Facts(filesystem="nfs4", shared=True, no_quota="none", kept=kept)).backend == "directory"
+        assert choose(facts(filesystem="nfs4", shared=True, no_quota="none", kept=kept)).backend == "directory"
 
 
 @pytest.mark.parametrize(

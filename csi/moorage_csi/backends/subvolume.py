@@ -1,0 +1,142 @@
+"""Volumes as subvolumes of a btrfs pool, shown to pods by a bind mount.
+
+A snapshot or a copy takes milliseconds however much there is, of one moment, used or not, and shares all of it until one
+side is written to. The size is held by a limit of btrfs' own counting, which is read back; where that is not switched
+on, ``quota: required`` is refused, and the other words make volumes that say so.
+
+What a pod makes as a subvolume *within* its volume is not part of a snapshot: there the copy has an empty directory.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+from moorage_csi import contract
+from moorage_csi.backends import binds
+from moorage_csi.backends.backend import Amount, Capabilities, Footprint, Publication, Shape, Usage
+from moorage_csi.backends.targets import figures_of, path_of, take_away
+from moorage_csi.errors import InvalidArgumentError, PreconditionError
+from moorage_csi.host import btrfs, qgroups
+from moorage_csi.host.paths import Directory
+
+DATA: Final = "data"
+FILESYSTEM: Final = "btrfs"
+
+_MINIMUM: Final = 1 << 20
+
+
+class Subvolumes:
+    """The backend ``btrfs`` of one pool; ``no_quota`` says why it cannot limit a subvolume, None where it can."""
+
+    name = contract.BACKEND_BTRFS
+    capabilities = Capabilities(block=False, shared=False, filesystems=(FILESYSTEM,))
+
+    def __init__(self, *, no_quota: str | None) -> None:
+        self._no_quota = no_quota
+
+    def filesystem(self, asked: str) -> str:
+        """None is made; the pool's own may be asked for by name."""
+        if asked not in ("", FILESYSTEM):
+            raise InvalidArgumentError(
+                f"filesystem {asked!r} is not that of the pool, {FILESYSTEM}, of which subvolumes are a part; leave "
+                f"{contract.Parameter.FSTYPE} out, or choose backend {contract.BACKEND_IMAGE}"
+            )
+        return ""
+
+    def minimum(self, filesystem: str) -> int:  # noqa: ARG002 - a subvolume has none of its own
+        """A subvolume needs next to nothing."""
+        return _MINIMUM
+
+    def promise(self, asked: str) -> str:
+        """``enforced`` wherever that is wished and possible; see ``Backend.promise``."""
+        if asked == contract.QUOTA_NONE:
+            return contract.QUOTA_NONE
+        if self._no_quota is None:
+            return contract.QUOTA_ENFORCED
+        if asked == contract.QUOTA_REQUIRED:
+            raise PreconditionError(
+                f"backend {self.name} cannot hold a volume's size in this pool: {self._no_quota}; or choose backend "
+                f"{contract.BACKEND_IMAGE}, or say {contract.Parameter.QUOTA}: {contract.QUOTA_BEST_EFFORT} to do without"
+            )
+        return contract.QUOTA_BEST_EFFORT
+
+    def make(self, folder: Directory, shape: Shape) -> None:
+        """Make the subvolume, with its limit where one was promised; the limit is read back."""
+        btrfs.make(folder, DATA, shape.permissions)
+        self.grow(folder, shape)
+
+    async def format(self, folder: Directory, shape: Shape) -> None:
+        """Nothing: the filesystem is the pool's."""
+
+    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:  # noqa: ARG002
+        """Take a snapshot, which is of one moment."""
+        with source.child(DATA) as origin:
+            btrfs.snapshot(origin, folder, DATA, read_only=False)
+        self.grow(folder, shape)
+
+    def resume(self, folder: Directory) -> None:
+        """Nothing: nobody is stopped by a snapshot."""
+
+    def grow(self, folder: Directory, shape: Shape) -> None:
+        """Set the limit, where one is held; it is read back."""
+        if shape.quota == contract.QUOTA_ENFORCED:
+            qgroups.set_limit(folder, DATA, shape.size)
+
+    async def fit(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
+        """The limit is the size."""
+        return True
+
+    def spread(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
+        """The limit is the size."""
+        return True
+
+    def retire(self, folder: Directory) -> None:
+        """Give back what the kernel keeps for the limit."""
+        with contextlib.suppress(FileNotFoundError):
+            qgroups.drop_limit(folder, DATA)
+
+    def footprint(self, folder: Directory) -> Footprint | None:
+        """What the kernel counts for the limit; without one it could not be told in constant time."""
+        if self._no_quota is not None:
+            return None
+        try:
+            with folder.child(DATA) as data:
+                held = qgroups.read_limit(data.fd)
+        except FileNotFoundError:
+            return None
+        return Footprint(size=held.limit, allocated=held.used)
+
+    def fault(self, folder: Directory, shape: Shape) -> str:
+        """That the subvolume is not there, or that the kernel holds another size than was promised."""
+        if not folder.exists(DATA):
+            return f"the subvolume {path_of(folder.fd)}/{DATA} is missing: restore the volume from a backup"
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return ""
+        held = self.footprint(folder)
+        if held is not None and held.size == shape.size:
+            return ""
+        holds = "no size" if held is None else f"{held.size} bytes"
+        why = f": {self._no_quota}" if self._no_quota is not None else ""
+        return f"the kernel holds {holds} for the subvolume, and {shape.size} were promised{why}"
+
+    def users(self, folder: Directory) -> tuple[str, ...]:
+        """Where the subvolume, or a directory in it, is mounted."""
+        return binds.targets(folder, DATA)
+
+    def publish(self, folder: Directory, shape: Shape, publication: Publication) -> None:  # noqa: ARG002
+        """Bind the subvolume onto the target, or find that it is done; see ``Backend.publish``."""
+        binds.publish(folder, DATA, publication)
+
+    def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:  # noqa: ARG002
+        """Unmount and remove the target; see ``Backend.unpublish``."""
+        take_away(target, kubelet_dir)
+
+    def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:
+        """What is counted for the limit; where none is held, the figures of the pool's filesystem, as df has them."""
+        with binds.published(folder, DATA, path, kubelet_dir) as target:
+            held = self.footprint(folder) if shape.quota == contract.QUOTA_ENFORCED else None
+            if held is None:
+                return figures_of(target)
+            free = figures_of(target).size.available
+        left = min(max(0, held.size - held.allocated), free)
+        return Usage(size=Amount(total=held.size, used=held.allocated, available=left), inodes=None)
