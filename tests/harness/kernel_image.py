@@ -124,7 +124,7 @@ def ensure(*, progress: Progress) -> KernelImage:
 
 def insertion_order(listed: str) -> list[Path]:
     """Return the module files of what `modprobe --show-depends` printed for several modules, each once, in order."""
-    files = re.findall(r"^insmod (\S+)", listed, re.MULTILINE)
+    files = re.findall(r"^insmod (.+?\.ko(?:\.\w+)?)(?:\s|$)", listed, re.MULTILINE)
     return [Path(file) for file in dict.fromkeys(files)]
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -42,7 +42,7 @@ async def on(area: Path, disk: Path) -> AsyncIterator[Driver]:
 
 
 @pytest.fixture(params=["simple", "qgroups"])
-def counted(area: Path, request: pytest.FixtureRequest) -> AsyncIterator[Path]:
+def counted(area: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     with filesystem(area, "btrfs", size=DISK) as disk:
         counting(disk, simple=request.param == "simple")
         yield disk

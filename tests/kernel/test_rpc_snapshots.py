@@ -67,8 +67,9 @@ async def copy(
     return (await driver.controller.CreateVolume(request)).volume
 
 
-async def listed(driver: Driver, **filters: str) -> list[str]:
-    answer = await driver.controller.ListSnapshots(csi.ListSnapshotsRequest(**filters))
+async def listed(driver: Driver, *, source_volume_id: str = "", snapshot_id: str = "") -> list[str]:
+    request = csi.ListSnapshotsRequest(source_volume_id=source_volume_id, snapshot_id=snapshot_id)
+    answer = await driver.controller.ListSnapshots(request)
     return [entry.snapshot.snapshot_id for entry in answer.entries]
 
 

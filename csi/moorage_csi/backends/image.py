@@ -11,14 +11,12 @@ the RPC layer sees to that.
 """
 
 import contextlib
-import errno
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
+from moorage_csi.backends import imagefile
 from moorage_csi.backends.backend import Amount, Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
     attributes_of,
@@ -50,8 +48,6 @@ _MINIMUM_BLOCK: Final = 1 << 20
 _BLOCK_UNIT: Final = 512
 _STOPPED: Final = frozenset({"ro", "emergency_ro", "shutdown"})
 """How a filesystem is shown to which the kernel writes no more, by the age of the kernel."""
-_DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
-"""Where device nodes live: the host's /dev, or a container's own."""
 
 
 class Image:
@@ -102,7 +98,7 @@ class Image:
         with _opened(source, os.O_RDONLY) as origin:
             fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
             try:
-                with _still(origin, seconds=FREEZE_SECONDS):
+                with imagefile.still(origin, seconds=FREEZE_SECONDS):
                     _copied(origin, fd, pace)
                 if os.fstat(fd).st_size < shape.size:
                     os.ftruncate(fd, shape.size)
@@ -114,8 +110,8 @@ class Image:
     def resume(self, folder: Directory) -> None:
         """Thaw the filesystem, wherever it is mounted."""
         with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
-            for mount in _mounts_of(fd):
-                with _entered(mount) as inside:
+            for mount in imagefile.mounts_of(fd):
+                with imagefile.entered(mount) as inside:
                     freezing.thaw(inside)
 
     def grow(self, folder: Directory, shape: Shape) -> None:
@@ -124,7 +120,7 @@ class Image:
             if os.fstat(fd).st_size < shape.size:
                 os.ftruncate(fd, shape.size)
                 os.fsync(fd)
-            for device in _devices(fd):
+            for device in imagefile.devices(fd):
                 loops.set_capacity(device.number)
 
     async def fit(self, folder: Directory, shape: Shape) -> bool:
@@ -142,8 +138,8 @@ class Image:
         """Grow the mounted filesystem by way of one of its mounts; a device is as large as its file already."""
         with _opened(folder, os.O_RDONLY) as fd:
             if shape.block:
-                return bool(_devices(fd))
-            writable = [mount for mount in _mounts_of(fd) if "rw" in mount.filesystem_options]
+                return bool(imagefile.devices(fd))
+            writable = [mount for mount in imagefile.mounts_of(fd) if "rw" in mount.filesystem_options]
             if not writable:
                 return False
             _grow_at(writable[0], shape, size=os.fstat(fd).st_size)
@@ -166,7 +162,7 @@ class Image:
         try:
             with _opened(folder, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size
-                mounted = _mounts_of(fd)
+                mounted = imagefile.mounts_of(fd)
         except FileNotFoundError:
             return f"the image {path_of(folder.fd)}/{FILE} is missing: restore the volume from a backup"
         if size < shape.size:
@@ -188,12 +184,12 @@ class Image:
         """
         try:
             with _opened(folder, os.O_RDONLY) as fd:
-                devices = _devices(fd)
+                devices = imagefile.devices(fd)
         except FileNotFoundError:
             return ()
         found: list[str] = []
         for device in devices:
-            targets = _targets(device)
+            targets = imagefile.targets(device)
             if targets:
                 found.extend(targets)
             elif not self._detached(device):
@@ -225,23 +221,23 @@ class Image:
         if folder is None:
             return
         with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
-            for device in _devices(fd):
-                if not device.autoclear and not _targets(device):
+            for device in imagefile.devices(fd):
+                if not device.autoclear and not imagefile.targets(device):
                     loops.detach(device.number, device=device.device, inode=device.inode)
 
     def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:
         """The filesystem's figures, or the size of the device; see ``Backend.usage``."""
         with _opened(folder, os.O_RDONLY) as fd:
-            devices = _devices(fd)
+            devices = imagefile.devices(fd)
             size = os.fstat(fd).st_size
         if shape.block:
             # The kubelet asks at a link of its own to the device, so it is the device that is compared.
-            if not any(_is_device(path, device) for device in devices):
+            if not any(imagefile.is_device(path, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume's device is not there")
             return Usage(size=Amount(total=size, used=0, available=0), inodes=None)
         with opened_target(path, kubelet_dir) as target:
             mount = mounts.mount_of_fd(target)
-            if mount is None or not any(_same(mount, device) for device in devices):
+            if mount is None or not any(imagefile.same(mount, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
             return figures_of(target)
 
@@ -257,11 +253,11 @@ class Image:
         mount = mounts.mount_at(publication.target, beneath=publication.kubelet_dir)
         if mount is None:
             return False
-        devices = _devices(fd)
+        devices = imagefile.devices(fd)
         here = [
             device
             for device in devices
-            if (_is_device(publication.target, device) if shape.block else _same(mount, device))
+            if (imagefile.is_device(publication.target, device) if shape.block else imagefile.same(mount, device))
         ]
         if not here:
             raise PreconditionError(
@@ -272,7 +268,12 @@ class Image:
         return True
 
     def _refuse_second(self, fd: int, publication: Publication) -> None:
-        others = [target for device in _devices(fd) for target in _targets(device) if target != publication.target]
+        others = [
+            target
+            for device in imagefile.devices(fd)
+            for target in imagefile.targets(device)
+            if target != publication.target
+        ]
         if others:
             raise held_by(others)
 
@@ -322,45 +323,13 @@ def _publish_device(fd: int, publication: Publication) -> None:
 
 def _grow_at(mount: Mount, shape: Shape, *, size: int) -> None:
     """Grow the filesystem that is mounted there."""
-    with _entered(mount) as fd:
+    with imagefile.entered(mount) as fd:
         try:
             growing.grow_mounted(fd, shape.filesystem, size)
         except PermissionError as error:
             raise PreconditionError(
                 f"this node's kernel does not let {shape.filesystem} grow while it is mounted ({error}): end the pods "
                 "that use the volume, and it grows before it is mounted again"
-            ) from error
-
-
-@contextlib.contextmanager
-def _still(fd: int, *, seconds: float) -> Iterator[None]:
-    """Keep the filesystem in an image from changing for the length of a block, and bring to the file what is dirty.
-
-    Raises:
-        PreconditionError: the block took longer than that, or somebody else has it frozen.
-    """
-    with contextlib.ExitStack() as stack:
-        for device in _devices(fd):
-            node = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, node)
-            os.fsync(node)
-        inside = [stack.enter_context(_entered(mount)) for mount in _mounts_of(fd)[:1]]
-        try:
-            with contextlib.ExitStack() as frozen:
-                for each in inside:
-                    frozen.enter_context(freezing.frozen(each, seconds=seconds))
-                yield
-        except TimeoutError as error:
-            raise PreconditionError(
-                f"the volume is in use and its pool's filesystem cannot share data between files, so a copy of one moment "
-                f"takes longer than {seconds:.0f} s, for which writes can be held up: end the pods that use it, or keep "
-                "it in a pool on xfs or btrfs"
-            ) from error
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise PreconditionError(
-                "the volume's filesystem is frozen by somebody else: thaw it with fsfreeze -u"
             ) from error
 
 
@@ -371,29 +340,6 @@ def _copied(source: int, target: int, pace: Callable[[], None]) -> None:
         if error.errno not in reflink.UNABLE:
             raise
         copying.copy_data(source, target, progress=lambda _: pace())
-
-
-def _mounts_of(fd: int) -> list[Mount]:
-    """Where the filesystem in an image is mounted."""
-    devices = _devices(fd)
-    return [mount for mount in mounts.mounts() if any(_same(mount, device) for device in devices)] if devices else []
-
-
-@contextlib.contextmanager
-def _entered(mount: Mount) -> Iterator[int]:
-    """The mount's top, open for reading; never that of another filesystem that has come there meanwhile.
-
-    Raises:
-        UnavailableError: it is not there any more.
-    """
-    fd = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        here = mounts.mount_of_fd(fd)
-        if here is None or (here.major, here.minor) != (mount.major, mount.minor):
-            raise UnavailableError(f"the volume was unmounted from {mount.target} at this moment: ask again")
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _refuse_strange(fd: int, shape: Shape) -> None:
@@ -416,33 +362,6 @@ def _opened(folder: Directory, flags: int = os.O_RDWR) -> Iterator[int]:
         os.close(fd)
 
 
-def _devices(fd: int) -> list[LoopStatus]:
-    backing = os.fstat(fd)
-    return loops.find(backing.st_dev, backing.st_ino)
-
-
 def _label(fd: int) -> str:
     """The volume's id and the file's name, for people who look with losetup."""
     return "/".join(path_of(fd).split("/")[-2:])[-_LABEL_LIMIT:]
-
-
-def _same(mount: Mount, device: LoopStatus) -> bool:
-    return (mount.major, mount.minor) == (device.major, device.minor)
-
-
-def _is_device(path: str, device: LoopStatus) -> bool:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return False
-    return stat.S_ISBLK(found.st_mode) and found.st_rdev == os.makedev(device.major, device.minor)
-
-
-def _targets(device: LoopStatus) -> list[str]:
-    """Where the device is mounted, or its node shown."""
-    node = f"/loop{device.number}"
-    return [
-        mount.target
-        for mount in mounts.mounts()
-        if _same(mount, device) or (mount.root == node and mount.filesystem in _DEVICE_FILESYSTEMS)
-    ]

@@ -63,8 +63,12 @@ _MOST_ITEMS: Final = 2**32 - 1
 _ROOT_TREE: Final = 1
 _ROOT_REF: Final = 156
 
+_INODE_ITEM: Final = 1
+_GENERATION: Final = struct.Struct("<Q")
+"""The beginning of struct btrfs_inode_item."""
+
 _HANDLE: Final = struct.Struct("=QQI")
-"""struct btrfs_fid: inode, subvolume, generation (0: any)."""
+"""struct btrfs_fid: inode, subvolume, generation of the inode (newer kernels take 0 for any, 6.1 does not)."""
 _HANDLE_KIND: Final = 0x4D
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -247,7 +251,10 @@ def _destroy_by_id(fd: int, number: int, *, within: int) -> None:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-        around = syscalls.open_by_handle(fd, _HANDLE_KIND, _HANDLE.pack(ROOT_INODE, within, 0), flags=_DIRECTORY)
+        (_, inode) = next(items(fd, tree=within, object_id=ROOT_INODE, kind=_INODE_ITEM))
+        (generation,) = _GENERATION.unpack_from(inode)
+        handle = _HANDLE.pack(ROOT_INODE, within, generation & 2**32 - 1)
+        around = syscalls.open_by_handle(fd, _HANDLE_KIND, handle, flags=_DIRECTORY)
         try:
             set_read_only(around, read_only=False)
         finally:

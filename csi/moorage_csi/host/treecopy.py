@@ -58,7 +58,7 @@ def copy_tree(source: Directory, target: Directory, *, batch: Callable[[], None]
     ``target`` is an empty directory (ENOTEMPTY) that nobody else uses, of the same filesystem if data is to be shared. It
     is an own directory of the caller's, so that a project quota may be on it before.
 
-    ``batch`` is called after every entry, and every few MiB of a file that cannot be shared: it may sleep to hold a rate, or
+    ``batch`` is called at least after every entry, and every few MiB of a file that cannot be shared: it may sleep to hold a rate, or
     raise to cancel. There is nothing to resume: after that, an error or a crash the target holds a part of the copy,
     and has to be removed (``Directory.remove_tree``) before the next try. So copy into a name that means "unfinished",
     and rename it afterwards.
@@ -119,7 +119,7 @@ class _Copy:
         while self._deep:
             self._resume(self._deep.pop())
             self._walk()
-        removal.remove_tree(self._target_fd, self._links)
+        removal.remove_tree(self._target_fd, self._links, batch=self._call)
         with self._located(()):
             inodes.dress(self._source_fd, self._target_fd, os.fstat(self._source_fd))
         self._tick()

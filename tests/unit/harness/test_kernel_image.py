@@ -52,6 +52,7 @@ insmod /lib/c.ko
 """
     assert kernel_image.insertion_order(listed) == [Path("/lib/a.ko"), Path("/lib/b.ko"), Path("/lib/c.ko")]
     assert kernel_image.insertion_order("builtin ext4\n") == []
+    assert kernel_image.insertion_order("insmod /my lib/a.ko.xz \n") == [Path("/my lib/a.ko.xz")]
 
 
 def test_a_packed_module_is_unpacked(tmp_path: Path) -> None:
