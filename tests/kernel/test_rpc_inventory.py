@@ -37,6 +37,14 @@ async def condition(driver: Driver, volume: str) -> csi.VolumeCondition:
     return found.status.volume_condition
 
 
+def break_ext4(device: str) -> None:
+    """Have the kernel find an error in the ext4 on a device."""
+    trigger = Path(f"/sys/fs/ext4/{device}/trigger_fs_error")
+    if not trigger.exists():
+        pytest.skip("the kernel has no trigger for errors of ext4")
+    trigger.write_text("a test", encoding="ascii")
+
+
 @pytest.mark.parametrize("most", [0, 1, 2, 5, 100])
 async def test_every_volume_of_every_pool_is_listed_once_as_it_was_made(area: Path, most: int) -> None:
     settings = [PoolSettings(name=name, path=str(area / name)) for name in ("default", "other")]
@@ -115,10 +123,7 @@ async def test_a_filesystem_that_the_kernel_stopped_writing_to_is_said(area: Pat
         mount = mounts.mount_at(str(target), beneath=str(driver.kubelet))
         assert mount is not None
         assert not (await condition(driver, volume)).abnormal
-        trigger = Path(f"/sys/fs/ext4/{Path(mount.source).name}/trigger_fs_error")
-        if not trigger.exists():
-            pytest.skip("the kernel has no trigger for errors of ext4")
-        trigger.write_text("a test", encoding="ascii")
+        break_ext4(Path(mount.source).name)
         told = await condition(driver, volume)
         assert told.abnormal
         assert "found errors" in told.message
