@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import guest, kernel_suite, virtual_machine
-from tests.harness.errors import StartError
+from tests.harness import debian, guest, kernel_suite, virtual_machine
+from tests.harness.errors import MissingError, StartError
 from tests.harness.places import ROOT
 from tests.harness.processes import ProcessIdentity
+from tests.harness.progress import Silent
 from tests.harness.virtual_machine import DISKS, Order, Patience
 
 
@@ -155,3 +156,13 @@ def test_the_guest_returns_the_code_of_its_command(tmp_path: Path, monkeypatch: 
     assert guest._carry_out(["sh", "-c", "echo said; exit 4"], cwd="/") == 4
     assert (tmp_path / "output").read_text() == "said\n"
     assert guest._carry_out(["sh", "-c", "kill -9 $$"], cwd="/") == 128 + 9
+
+
+def test_what_only_a_virtual_machine_needs_is_asked_for_by_its_name_and_of_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "SEARCHED", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingError, match=r"kmod .*qemu-system-x86"):
+        debian.install_for_virtual_machine(progress=Silent())
+    assert not {"qemu-system-x86", "kmod"} & set(debian.missing_packages())
