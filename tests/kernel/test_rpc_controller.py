@@ -218,8 +218,7 @@ async def test_one_name_with_other_arguments_is_refused(driver: Driver) -> None:
         ({"backend": "zfs"}, ["backend", "zfs", "auto", "image", "directory"]),
         ({"pool": "other"}, ["pool", "other", "default"]),
         ({"quota": "hard"}, ["quota", "hard", "required", "best-effort", "none"]),
-        ({"onDelete": "keep"}, ["onDelete", "keep", "delete", "retain"]),
-        ({"onDelete": "archive"}, ["onDelete", "archive", "not built yet"]),
+        ({"onDelete": "keep"}, ["onDelete", "keep", "delete", "retain", "archive"]),
         ({"mountPermissions": "rwx"}, ["mountPermissions", "rwx", "0770"]),
         ({"mountPermissions": "7777"}, ["mountPermissions", "7777"]),
         ({"csi.storage.k8s.io/fstype": "ntfs"}, ["fstype", "ntfs", "ext4", "xfs"]),
@@ -318,10 +317,10 @@ async def test_requests_that_lack_something_are_refused(driver: Driver) -> None:
         await driver.controller.CreateVolume(
             csi.CreateVolumeRequest(name="pvc-1", volume_capabilities=[capability(), capability(block=True)])
         )
-    source = csi.VolumeContentSource(volume=csi.VolumeContentSource.VolumeSource(volume_id=ABSENT))
+    nothing = csi.VolumeContentSource()
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "volume_content_source"):
         await driver.controller.CreateVolume(
-            csi.CreateVolumeRequest(name="pvc-1", volume_capabilities=[capability()], volume_content_source=source)
+            csi.CreateVolumeRequest(name="pvc-1", volume_capabilities=[capability()], volume_content_source=nothing)
         )
 
 

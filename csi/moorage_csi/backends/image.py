@@ -163,14 +163,15 @@ class Image:
             with _opened(folder, os.O_RDONLY) as fd:
                 size = os.fstat(fd).st_size
                 mounted = imagefile.mounts_of(fd)
+                errors = sum(filesystems.ext4_errors(f"loop{device.number}") for device in imagefile.devices(fd))
         except FileNotFoundError:
             return f"the image {path_of(folder.fd)}/{FILE} is missing: restore the volume from a backup"
         if size < shape.size:
             return f"the image has {size} bytes, and {shape.size} were promised: restore the volume from a backup"
         stopped = [mount for mount in mounted if mount.filesystem_options & _STOPPED and "rw" in mount.options]
-        if stopped:
+        if mounted and (errors or stopped):
             return (
-                f"the kernel found errors in the {shape.filesystem} at {stopped[0].target} and writes no more: end the "
+                f"the kernel found errors in the {shape.filesystem} at {mounted[0].target} and writes no more: end the "
                 f"pods, check it with fsck on the node, and look at the disk below the pool"
             )
         return ""

@@ -14,12 +14,25 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from moorage_csi.host import commands, syscalls
 from moorage_csi.host.signatures import EXT4, XFS, detect, opened
 
-__all__ = ["EXT4", "XFS", "Check", "CheckOutcome", "Usage", "check", "detect", "make", "minimum", "usage"]
+__all__ = [
+    "EXT4",
+    "XFS",
+    "Check",
+    "CheckOutcome",
+    "Usage",
+    "check",
+    "detect",
+    "ext4_errors",
+    "make",
+    "minimum",
+    "usage",
+]
 
 _MIB: Final = 1 << 20
 _MINIMUM: Final = {
@@ -37,6 +50,7 @@ _EXT4_JOURNAL_SHARE: Final = 64
 _EXT4_JOURNAL_MIB: Final = (4, 128)
 """Least (1024 blocks, which the kernel asks for) and most."""
 
+_SYS_EXT4: Final = Path("/sys/fs/ext4")
 _CHECK_TIMEOUT: Final = 3600.0
 _ZEROING: Final = (syscalls.FALLOC_ZERO_RANGE, syscalls.FALLOC_PUNCH_HOLE)
 
@@ -197,6 +211,17 @@ _XFS_DAMAGED: Final = 1
 _XFS_DIRTY: Final = 2
 _XFS_CHECKED: Final[Sequence[int]] = (_XFS_CLEAN, _XFS_DAMAGED, _XFS_DIRTY)
 _XFS_LOG_IGNORED: Final = "valuable metadata changes in a log"
+
+
+def ext4_errors(device: str) -> int:
+    """How many errors the kernel has found in the mounted ext4 on a device (``loop0``) since the last fsck; 0 for any other.
+
+    Kernels before 6.14 refuse all writes after an error and still show the filesystem as writable.
+    """
+    try:
+        return int((_SYS_EXT4 / device / "errors_count").read_text(encoding="ascii"))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 async def check(path: str | int, filesystem: str) -> Check:
