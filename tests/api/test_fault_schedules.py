@@ -116,8 +116,7 @@ class Run:
         for claim in world.claims():
             world.client("DELETE", f"{world.claim_path()}/{claim['metadata']['name']}")
         world.until(lambda: not world.claims() and not self._made(), "all that was made is gone")
-        assert world.harm == []
-        assert [handle for plugin in world.plugins for handle in plugin.volumes] == []
+        assert world.faults() == []
 
     def _made(self) -> list[str]:
         """The volumes that were made for a claim."""
