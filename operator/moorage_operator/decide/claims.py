@@ -45,7 +45,12 @@ LAG_REST: Final = 0.1
 MOST_LAG: Final = 60.0
 """Seconds that a bind waits for the in-tree binder to come to its volume; one that takes longer does not run."""
 
+CAUTION: Final = 2.0
+"""The same where it was behind, and nothing shows how far it has come."""
+
+CONFIRMING: Final = "confirming"
 LAGGING: Final = "lagging"
+RECOVERING: Final = "recovering"
 FINISHING: Final = "finishing"
 
 
@@ -146,25 +151,33 @@ def _beside(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
     """Beside the in-tree binder: what the bind has to wait for; nothing when it may be completed.
 
     Nothing is completed before the in-tree binder knows the volume: to it, the claim would be Lost (see ``debts``). Once it
-    must have come to it, it is left a moment to bind the two itself, which it does where it is not held up: a machine
-    that is short of processors may wake it later than it wakes us.
+    must have come to it, it is left a moment to bind the two itself, which it does where it is not held up; and a longer
+    one where it was behind, unless it is seen to have come further.
     """
-    unknown = ledger.debts.awaits(volume.name) and not ledger.is_confirmed(volume)
-    lags = not claim.bind_completed and (unknown or ledger.debts.before(volume.name))
-    reason = LAGGING if lags else FINISHING
     wait = ledger.notes.wait(claim.uid)
-    begun = wait is not None and wait.reason == reason
-    waited = now - wait.since if wait is not None and begun else 0.0
-    rest = _lag(waited) if lags else GRACE - waited
+    before = "" if wait is None else wait.reason
+    unknown = ledger.debts.awaits(volume.name) and not ledger.is_confirmed(volume)
+    behind = before in {LAGGING, RECOVERING}
+    if not claim.bind_completed and ledger.debts.before(volume.name):
+        reason = LAGGING
+    elif not claim.bind_completed and unknown:
+        reason = before if behind else CONFIRMING
+    else:
+        reason = RECOVERING if behind else FINISHING
+    waited = now - wait.since if wait is not None and before == reason else 0.0
+    if claim.bind_completed or reason == FINISHING:
+        rest = GRACE - waited
+    elif reason == RECOVERING and not unknown:
+        rest = (GRACE if ledger.debts.reached(volume.name) else CAUTION) - waited
+    else:
+        rest = _lag(waited)
     if rest <= 0:
         return NOTHING
-    if begun:
-        return (Requeue(after=rest),)
+    again = Requeue(after=min(rest, LAG_REST))
+    if before == reason:
+        return (again,)
     told = Wait(reason="", since=now) if wait is None else wait
-    return (
-        RememberWait(uid=claim.uid, wait=replace(told, reason=reason, since=now, waits_for="")),
-        Requeue(after=rest),
-    )
+    return RememberWait(uid=claim.uid, wait=replace(told, reason=reason, since=now, waits_for="")), again
 
 
 def _lag(waited: float) -> float:

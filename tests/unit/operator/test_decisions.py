@@ -8,7 +8,7 @@ import pytest
 
 from moorage_operator.decide import answers, placing, provisioning
 from moorage_operator.decide.abandoning import decide_orphan
-from moorage_operator.decide.claims import GRACE, MOST_LAG, decide_claim
+from moorage_operator.decide.claims import CAUTION, GRACE, MOST_LAG, decide_claim
 from moorage_operator.decide.plan import (
     NOTHING,
     ConfirmUnowned,
@@ -52,6 +52,7 @@ from tests.unit.operator.objects import (
 
 if TYPE_CHECKING:
     from moorage_operator.ledger import Ledger
+    from moorage_operator.model.volume import Volume
 
 DATA = claim_key("ns", "data")
 NOW = 1000.0
@@ -365,26 +366,45 @@ def test_what_only_our_own_answer_has_told_is_not_bound_yet() -> None:
     assert len(writes_of(once_left_to_others(ledger))) == 2
 
 
-def test_a_moment_begins_when_the_lag_has_ended_and_anew_with_the_next() -> None:
-    older = volume(name="older", uid="pv0", claim=None, provisioned_by="", phase="Pending")
-    ledger = stored(known(claim(), older, volume(version=5)))
+def decided(ledger: Ledger, now: float) -> int:
+    """How many writes are decided on at that moment; what was told of waiting is remembered."""
+    plan = decide_claim(ledger, DATA, now)
+    for step in plan:
+        if isinstance(step, RememberWait):
+            ledger.notes.remember_wait(step.uid, step.wait)
+    return len(writes_of(plan))
 
-    def decided(now: float) -> Plan:
-        plan = decide_claim(ledger, DATA, now)
-        for step in plan:
-            if isinstance(step, RememberWait):
-                ledger.notes.remember_wait(step.uid, step.wait)
-        return plan
 
-    assert not writes_of(decided(NOW))
-    assert not writes_of(decided(NOW + 50))
-    ledger.apply(volume(name="older", uid="pv0", version=7, claim=None, provisioned_by="", phase="Available"))
-    assert not writes_of(decided(NOW + 50))
-    assert not writes_of(decided(NOW + 50 + GRACE / 2))
-    assert len(writes_of(decided(NOW + 50 + 2 * GRACE))) == 2
-    ledger.apply(volume(name="other", uid="pv3", version=2, claim=None, provisioned_by="", phase="Pending"))
-    assert not writes_of(decided(NOW + 51))
-    assert len(writes_of(decided(NOW + 51 + MOST_LAG))) == 2
+def fresh(name: str, version: int, phase: str = "Pending") -> Volume:
+    """A volume that nobody has claimed."""
+    return volume(name=name, uid=f"uid-{name}", version=version, claim=None, provisioned_by="", phase=phase)
+
+
+def test_a_binder_that_was_behind_is_left_more_time_once_it_may_have_come_to_the_volume() -> None:
+    ledger = stored(known(claim(), fresh("older", 1), volume(version=5)))
+    assert [decided(ledger, NOW + seconds) for seconds in (0, 50)] == [0, 0]
+    ledger.apply(fresh("older", 7, "Available"))
+    assert [decided(ledger, NOW + 50 + seconds) for seconds in (0, 2 * GRACE, CAUTION + 0.01)] == [0, 0, 2]
+    ledger.apply(volume(version=8, phase="Bound"))
+    ledger.apply(claim(version=9, volumeName="pvc-u1", marks=MARKS))
+    assert decided(ledger, NOW + 50 + CAUTION + 0.02) == 1, "what was begun is not held up again"
+
+
+def test_what_it_has_written_since_shows_that_it_knows_the_volume() -> None:
+    ledger = stored(known(claim(), fresh("older", 1), volume(version=5), fresh("later", 6)))
+    assert decided(ledger, NOW) == 0
+    ledger.apply(fresh("older", 7, "Available"))
+    assert [decided(ledger, NOW + seconds) for seconds in (1, 1.5)] == [0, 0]
+    ledger.apply(fresh("later", 8, "Available"))
+    assert decided(ledger, NOW + 1.5) == 2
+
+
+def test_a_binder_that_falls_behind_again_is_waited_for_again_but_not_for_ever() -> None:
+    ledger = stored(known(claim(), volume(version=5)))
+    assert decided(ledger, NOW) == 0
+    ledger.apply(fresh("other", 2))
+    assert [decided(ledger, NOW + seconds) for seconds in (1, 60)] == [0, 0]
+    assert decided(ledger, NOW + 1 + MOST_LAG) == 2
 
 
 def test_a_claim_that_the_in_tree_binder_calls_lost_is_left_to_it() -> None:
