@@ -149,21 +149,17 @@ class FaultWorld(World):
     def _leaked(self, volumes: list[Any]) -> list[str]:
         """Storage and objects that do not belong to each other, one to one.
 
-        Storage whose maker was killed before it had stored the object, and whose claim was deleted before anybody else
-        heard of it, belongs to the driver's record alone, which names the claim.
+        Storage whose maker was killed before it had stored the object, and whose claim is gone by now, belongs to the
+        driver's record alone, which names the claim: nobody else can have known of it.
         """
         living = {f"pvc-{claim['metadata']['uid']}" for claim in self.claims()}
         recorded = self._forsaken - living
-        stored = {
-            (handle, plugin.node)
-            for plugin in self.plugins
-            for handle in plugin.volumes
-            if plugin.names[handle] not in recorded
-        }
+        stored = {(handle, plugin.node): plugin.names[handle] for plugin in self.plugins for handle in plugin.volumes}
         owned = {(item["spec"]["csi"]["volumeHandle"], _node_of(item)) for item in volumes if "csi" in item["spec"]}
-        leaks = [f"nobody owns the storage {handle} on {node}" for handle, node in sorted(stored - owned)]
-        made = {(handle, plugin.node) for plugin in self.plugins for handle in plugin.volumes}
-        return leaks + [f"the storage {handle} on {node} is gone under its object" for handle, node in owned - made]
+        unowned = {where for where, name in stored.items() if name not in recorded} - owned
+        leaks = [f"nobody owns the storage {handle} on {node}" for handle, node in sorted(unowned)]
+        gone = owned - stored.keys()
+        return leaks + [f"the storage {handle} on {node} is gone under its object" for handle, node in gone]
 
     def _look_at(self, plugin: FakePlugin) -> Callable[[str, str], tuple[grpc.StatusCode, str] | None]:
         def look(method: str, name: str) -> None:

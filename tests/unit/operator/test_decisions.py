@@ -91,14 +91,19 @@ def stored(ledger: Ledger) -> Ledger:
     return ledger
 
 
+def plan_at(ledger: Ledger, now: float) -> Plan:
+    """What is done for the claim at that moment; what is to be remembered of waiting is."""
+    plan = decide_claim(ledger, DATA, now)
+    for step in plan:
+        if isinstance(step, RememberWait):
+            ledger.notes.remember_wait(step.uid, step.wait)
+    return plan
+
+
 def once_left_to_others(ledger: Ledger) -> Plan:
     """What is done for the claim when the in-tree binder has had its moment."""
-    for now in (NOW, NOW + GRACE):
-        plan = decide_claim(ledger, DATA, now)
-        for step in plan:
-            if isinstance(step, RememberWait):
-                ledger.notes.remember_wait(step.uid, step.wait)
-    return plan
+    plan_at(ledger, NOW)
+    return plan_at(ledger, NOW + GRACE)
 
 
 # Binding.
@@ -367,12 +372,8 @@ def test_what_only_our_own_answer_has_told_is_not_bound_yet() -> None:
 
 
 def decided(ledger: Ledger, now: float) -> int:
-    """How many writes are decided on at that moment; what was told of waiting is remembered."""
-    plan = decide_claim(ledger, DATA, now)
-    for step in plan:
-        if isinstance(step, RememberWait):
-            ledger.notes.remember_wait(step.uid, step.wait)
-    return len(writes_of(plan))
+    """How many writes are decided on at that moment."""
+    return len(writes_of(plan_at(ledger, now)))
 
 
 def fresh(name: str, version: int, phase: str = "Pending") -> Volume:
