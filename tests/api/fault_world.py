@@ -49,6 +49,10 @@ class FaultWorld(World):
         """Exit codes of replicas that ended by themselves."""
         self.harm: list[str] = []
         """Storage destroyed under a living claim."""
+        self._asked: set[str] = set()
+        """The uids of all claims that there ever were."""
+        self._forsaken: set[str] = set()
+        """The names of volumes that had no object when an operator was killed that may have been making them."""
         for plugin in self.plugins:
             plugin.fault = self._look_at(plugin)
 
@@ -71,6 +75,8 @@ class FaultWorld(World):
             flags = self._replicas.pop(process)
         process.kill()
         process.wait()
+        stored = {item["metadata"]["name"] for item in self.volumes()}
+        self._forsaken |= {f"pvc-{uid}" for uid in self._asked} - stored
         return flags
 
     def kill_operator(self) -> None:
@@ -93,6 +99,12 @@ class FaultWorld(World):
         return super().until(check, what, seconds=seconds)
 
     # Objects.
+
+    def add_claim(self, name: str, class_name: str, **asked: Any) -> Any:
+        """Make a claim, and remember that it was there."""
+        claim = super().add_claim(name, class_name, **asked)
+        self._asked.add(claim["metadata"]["uid"])
+        return claim
 
     def add_volume(
         self, name: str, class_name: str, *, size: str = "1Gi", modes: tuple[str, ...] = ("ReadWriteOnce",), **spec: Any
@@ -135,11 +147,19 @@ class FaultWorld(World):
         ]
 
     def _leaked(self, volumes: list[Any]) -> list[str]:
-        """Storage and objects that do not belong to each other, one to one."""
-        stored = {(handle, plugin.node) for plugin in self.plugins for handle in plugin.volumes}
+        """Storage and objects that do not belong to each other, one to one.
+
+        Storage whose maker was killed before it had stored the object, and whose claim is gone by now, belongs to the
+        driver's record alone, which names the claim: nobody else can have known of it.
+        """
+        living = {f"pvc-{claim['metadata']['uid']}" for claim in self.claims()}
+        recorded = self._forsaken - living
+        stored = {(handle, plugin.node): plugin.names[handle] for plugin in self.plugins for handle in plugin.volumes}
         owned = {(item["spec"]["csi"]["volumeHandle"], _node_of(item)) for item in volumes if "csi" in item["spec"]}
-        leaks = [f"nobody owns the storage {handle} on {node}" for handle, node in sorted(stored - owned)]
-        return leaks + [f"the storage {handle} on {node} is gone under its object" for handle, node in owned - stored]
+        unowned = {where for where, name in stored.items() if name not in recorded} - owned
+        leaks = [f"nobody owns the storage {handle} on {node}" for handle, node in sorted(unowned)]
+        gone = owned - stored.keys()
+        return leaks + [f"the storage {handle} on {node} is gone under its object" for handle, node in gone]
 
     def _look_at(self, plugin: FakePlugin) -> Callable[[str, str], tuple[grpc.StatusCode, str] | None]:
         def look(method: str, name: str) -> None:

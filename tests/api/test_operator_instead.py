@@ -29,11 +29,10 @@ def start(world: World) -> None:
 
 
 def test_the_smallest_volume_that_fits_is_bound_with_four_writes(world: World, shelf: Shelf) -> None:
-    shelf.add("large", "5Gi")
-    fitting = shelf.add("fitting", "2Gi")
-    shelf.add("small", "1Gi")
+    made = [shelf.add(name, size) for name, size in (("large", "5Gi"), ("fitting", "2Gi"), ("small", "1Gi"))]
+    fitting = made[1]
     start(world)
-    world.until(lambda: shelf.phase(fitting) == "Available", "the volumes are Available")
+    world.until(lambda: all(shelf.phase(each) == "Available" for each in made), "the volumes are Available")
     world.mark()
     world.add_claim("data", shelf.class_name, size="1500Mi")
     world.until(lambda: bound_to(world, "data") == fitting, "the smallest that fits is bound")

@@ -37,7 +37,7 @@ from moorage_operator.model.volume import Volume
 from moorage_operator.model.wait import Wait
 
 GRACE: Final = 0.1
-"""Seconds for the in-tree binder to finish what it has begun: it is done by then unless it has a queue."""
+"""Seconds for the in-tree binder to bind what it knows: it is done by then unless it has a queue."""
 
 SHORT_REST: Final = 0.01
 LAG_REST: Final = 0.1
@@ -45,6 +45,12 @@ LAG_REST: Final = 0.1
 MOST_LAG: Final = 60.0
 """Seconds that a bind waits for the in-tree binder to come to its volume; one that takes longer does not run."""
 
+CAUTION: Final = 2.0
+"""The same where it was behind, and nothing shows how far it has come."""
+
+CONFIRMING: Final = "confirming"
+LAGGING: Final = "lagging"
+RECOVERING: Final = "recovering"
 FINISHING: Final = "finishing"
 
 
@@ -144,23 +150,41 @@ def _bind(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
 def _beside(ledger: Ledger, claim: Claim, volume: Volume, now: float) -> Plan:
     """Beside the in-tree binder: what the bind has to wait for; nothing when it may be completed.
 
-    What others have begun is left to them for a moment. And nothing is completed before the in-tree binder knows the
-    volume: to it, the claim would be Lost (see ``debts``).
+    Nothing is completed before the in-tree binder knows the volume: to it, the claim would be Lost (see ``debts``). Once it
+    must have come to it, it is left a moment to bind the two itself, which it does where it is not held up; and a longer
+    one where it was behind, unless it is seen to have come further.
     """
     wait = ledger.notes.wait(claim.uid)
-    since = wait.since if wait is not None and wait.reason == FINISHING else now
-    rest = 0.0 if volume.made_by_us else GRACE - (now - since)
+    before = "" if wait is None else wait.reason
     unknown = ledger.debts.awaits(volume.name) and not ledger.is_confirmed(volume)
-    lags = not claim.bind_completed and (unknown or ledger.debts.before(volume.name))
-    if lags and now - since < MOST_LAG:
-        rest = max(rest, SHORT_REST if now - since < LAG_REST else LAG_REST)
+    behind = before in {LAGGING, RECOVERING}
+    if not claim.bind_completed and ledger.debts.before(volume.name):
+        reason = LAGGING
+    elif not claim.bind_completed and unknown:
+        reason = before if behind else CONFIRMING
+    else:
+        reason = RECOVERING if behind else FINISHING
+    waited = now - wait.since if wait is not None and before == reason else 0.0
+    if claim.bind_completed or reason == FINISHING:
+        rest = GRACE - waited
+    elif reason == RECOVERING and not unknown:
+        rest = (GRACE if ledger.debts.reached(volume.name) else CAUTION) - waited
+    else:
+        rest = _lag(waited)
     if rest <= 0:
         return NOTHING
-    if wait is not None and wait.reason == FINISHING:
-        return (Requeue(after=rest),)
+    again = Requeue(after=min(rest, LAG_REST))
+    if before == reason:
+        return (again,)
     told = Wait(reason="", since=now) if wait is None else wait
-    begun = replace(told, reason=FINISHING, since=now, waits_for="")
-    return RememberWait(uid=claim.uid, wait=begun), Requeue(after=rest)
+    return RememberWait(uid=claim.uid, wait=replace(told, reason=reason, since=now, waits_for="")), again
+
+
+def _lag(waited: float) -> float:
+    """Seconds until the next look whether the in-tree binder has come to the volume; 0: it does not run."""
+    if waited >= MOST_LAG:
+        return 0.0
+    return SHORT_REST if waited < LAG_REST else LAG_REST
 
 
 def _is_stored(attempt: Attempt | None) -> bool:

@@ -8,7 +8,7 @@ import pytest
 
 from moorage_operator.decide import answers, placing, provisioning
 from moorage_operator.decide.abandoning import decide_orphan
-from moorage_operator.decide.claims import decide_claim
+from moorage_operator.decide.claims import CAUTION, GRACE, MOST_LAG, decide_claim
 from moorage_operator.decide.plan import (
     NOTHING,
     ConfirmUnowned,
@@ -52,6 +52,7 @@ from tests.unit.operator.objects import (
 
 if TYPE_CHECKING:
     from moorage_operator.ledger import Ledger
+    from moorage_operator.model.volume import Volume
 
 DATA = claim_key("ns", "data")
 NOW = 1000.0
@@ -90,6 +91,21 @@ def stored(ledger: Ledger) -> Ledger:
     return ledger
 
 
+def plan_at(ledger: Ledger, now: float) -> Plan:
+    """What is done for the claim at that moment; what is to be remembered of waiting is."""
+    plan = decide_claim(ledger, DATA, now)
+    for step in plan:
+        if isinstance(step, RememberWait):
+            ledger.notes.remember_wait(step.uid, step.wait)
+    return plan
+
+
+def once_left_to_others(ledger: Ledger) -> Plan:
+    """What is done for the claim when the in-tree binder has had its moment."""
+    plan_at(ledger, NOW)
+    return plan_at(ledger, NOW + GRACE)
+
+
 # Binding.
 
 
@@ -116,13 +132,13 @@ def test_the_steps_of_a_bind_come_one_after_the_other() -> None:
     (adopt,) = decide_claim(ledger, DATA, NOW)
     assert isinstance(adopt, Remember)
     stored(ledger)
-    (beside,) = decide_claim(ledger, DATA, NOW)
+    (beside,) = once_left_to_others(ledger)
     assert isinstance(beside, Together)
     assert [write.path.endswith("/status") for write in beside.writes] == [True, False]
 
     ledger.apply(volume(version=2, phase="Bound"))
     ledger.apply(claim(version=2, volumeName="pvc-u1", marks=MARKS))
-    (status,) = decide_claim(ledger, DATA, NOW)
+    (status,) = once_left_to_others(ledger)
     assert isinstance(status, Write)
     assert status.path.endswith("data/status")
 
@@ -131,13 +147,13 @@ def test_the_steps_of_a_bind_come_one_after_the_other() -> None:
     assert isinstance(emit, Emit)
     assert isinstance(settled, Settled)
     assert emit.message == "Volume pvc-u1 (image, 1Gi) was made on node n1 and bound in 1.00 s"
-    ledger.notes.forget_attempt(Uid("u1"))
+    ledger.notes.settle(Uid("u1"))
     assert decide_claim(ledger, DATA, NOW) == NOTHING
 
 
 def test_every_patch_tests_what_it_was_decided_upon() -> None:
     ledger = stored(known(claim(version=7), volume(version=8)))
-    (beside,) = decide_claim(ledger, DATA, NOW)
+    (beside,) = once_left_to_others(ledger)
     assert isinstance(beside, Together)
     of_volume, of_claim = (write.ops for write in beside.writes)
     assert of_volume[:2] == (
@@ -162,12 +178,12 @@ def test_what_the_in_tree_binder_has_done_is_not_done_again(
     of_claim: dict[str, Any], of_volume: dict[str, Any], left: int
 ) -> None:
     ledger = stored(known(claim(**of_claim), volume(**of_volume)))
-    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == left
+    assert len(writes_of(once_left_to_others(ledger))) == left
 
 
 def test_bound_by_controller_is_only_said_of_a_volume_we_chose() -> None:
     ledger = stored(known(claim(volumeName="pvc-u1"), volume(phase="Bound")))
-    (write,) = writes_of(decide_claim(ledger, DATA, NOW))
+    (write,) = writes_of(once_left_to_others(ledger))
     assert "bound-by-controller" not in str(write.ops)
     assert "bind-completed" in str(write.ops)
 
@@ -331,7 +347,9 @@ def test_a_bind_is_not_completed_before_the_in_tree_binder_can_know_the_volume()
     ledger = stored(known(claim(), older, volume(version=5), later))
     assert [type(step) for step in decide_claim(ledger, DATA, NOW)] == [RememberWait, Requeue]
     ledger.apply(volume(name="older", uid="pv0", version=7, claim=None, provisioned_by="", phase="Available"))
-    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
+    # Nor at once when the last of these is written: it hears of its own answer when it is woken.
+    assert not writes_of(decide_claim(ledger, DATA, NOW))
+    assert len(writes_of(once_left_to_others(ledger))) == 2
 
 
 def test_a_volume_whose_claim_is_gone_keeps_the_in_tree_binder_too() -> None:
@@ -341,7 +359,7 @@ def test_a_volume_whose_claim_is_gone_keeps_the_in_tree_binder_too() -> None:
     ledger.apply(volume(version=5))
     assert not writes_of(decide_claim(ledger, DATA, NOW))
     ledger.apply(volume(name="left", uid="pv0", version=6, claim=("gone", "u0"), phase="Released"))
-    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
+    assert len(writes_of(once_left_to_others(ledger))) == 2
 
 
 def test_what_only_our_own_answer_has_told_is_not_bound_yet() -> None:
@@ -350,7 +368,44 @@ def test_what_only_our_own_answer_has_told_is_not_bound_yet() -> None:
     ledger.apply(volume(), assumed=True)
     assert not writes_of(decide_claim(ledger, DATA, NOW))
     assert DATA in ledger.apply(volume())
-    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
+    assert len(writes_of(once_left_to_others(ledger))) == 2
+
+
+def decided(ledger: Ledger, now: float) -> int:
+    """How many writes are decided on at that moment."""
+    return len(writes_of(plan_at(ledger, now)))
+
+
+def fresh(name: str, version: int, phase: str = "Pending") -> Volume:
+    """A volume that nobody has claimed."""
+    return volume(name=name, uid=f"uid-{name}", version=version, claim=None, provisioned_by="", phase=phase)
+
+
+def test_a_binder_that_was_behind_is_left_more_time_once_it_may_have_come_to_the_volume() -> None:
+    ledger = stored(known(claim(), fresh("older", 1), volume(version=5)))
+    assert [decided(ledger, NOW + seconds) for seconds in (0, 50)] == [0, 0]
+    ledger.apply(fresh("older", 7, "Available"))
+    assert [decided(ledger, NOW + 50 + seconds) for seconds in (0, 2 * GRACE, CAUTION + 0.01)] == [0, 0, 2]
+    ledger.apply(volume(version=8, phase="Bound"))
+    ledger.apply(claim(version=9, volumeName="pvc-u1", marks=MARKS))
+    assert decided(ledger, NOW + 50 + CAUTION + 0.02) == 1, "what was begun is not held up again"
+
+
+def test_what_it_has_written_since_shows_that_it_knows_the_volume() -> None:
+    ledger = stored(known(claim(), fresh("older", 1), volume(version=5), fresh("later", 6)))
+    assert decided(ledger, NOW) == 0
+    ledger.apply(fresh("older", 7, "Available"))
+    assert [decided(ledger, NOW + seconds) for seconds in (1, 1.5)] == [0, 0]
+    ledger.apply(fresh("later", 8, "Available"))
+    assert decided(ledger, NOW + 1.5) == 2
+
+
+def test_a_binder_that_falls_behind_again_is_waited_for_again_but_not_for_ever() -> None:
+    ledger = stored(known(claim(), volume(version=5)))
+    assert decided(ledger, NOW) == 0
+    ledger.apply(fresh("other", 2))
+    assert [decided(ledger, NOW + seconds) for seconds in (1, 60)] == [0, 0]
+    assert decided(ledger, NOW + 1 + MOST_LAG) == 2
 
 
 def test_a_claim_that_the_in_tree_binder_calls_lost_is_left_to_it() -> None:
