@@ -6,6 +6,7 @@ decisions  the pure core, in this process, beside 1,000 to 100,000 volumes
 start      memory and start of the operator beside 1,000 and 10,000 bound pairs
 prebound   pairs that name each other, in both modes of the binder
 static     a burst among thousands of volumes, instead of the in-tree binder, beside the raw floor
+driver     calls and memory of the node plugin (needs root)
 cluster    bursts on a real cluster with our driver, beside the raw floor (needs root)
 """
 
@@ -16,7 +17,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from tests.bench import cluster, decisions, figures, prebound, start, static
+from tests.bench import cluster, decisions, driver, figures, prebound, start, static
 from tests.harness.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def main() -> int:
         metavar="N",
         help="bound pairs to start the operator beside (default: 1000 10000; 50000 has a budget too)",
     )
+    options.add_argument(
+        "--files", type=int, default=100_000, help="files in the volume whose figures are asked for (default: 100000)"
+    )
     options.add_argument("--only", action="append", choices=tuple(_PARTS), help="run this part; may be repeated")
     options.add_argument("-o", "--output", choices=("table", "json"), default="table")
     chosen = options.parse_args()
@@ -62,6 +66,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace, Progress], list[Figure]]] = {
     "start": lambda chosen, progress: start.measure(chosen.pairs, progress=progress),
     "prebound": lambda _, progress: prebound.measure(progress=progress),
     "static": lambda _, progress: static.measure(progress=progress),
+    "driver": lambda chosen, progress: driver.measure(files=chosen.files, progress=progress),
     "cluster": lambda chosen, progress: cluster.measure(chosen.claims, progress=progress),
 }
 

@@ -115,6 +115,7 @@ class PoolReport:
     opened: bool
     trouble: str
     volumes: int
+    snapshots: int
     promised_bytes: int
     trash: int
     backend: str
@@ -210,12 +211,19 @@ class Station:
         """What is known without asking the disk."""
         opened = self._open
         records = opened.pool.records if opened else {}
+        snapshots = opened.pool.snapshots.records if opened else {}
         return PoolReport(
             name=self.name,
             opened=opened is not None,
             trouble=self._trouble,
             volumes=len(records),
-            promised_bytes=sum(record.size for record in records.values()),
+            snapshots=len(snapshots),
+            promised_bytes=sum(
+                (
+                    *(max(record.size, record.growing_to or 0) for record in records.values()),
+                    *(snapshot.holds for snapshot in snapshots.values()),
+                )
+            ),
             trash=self._trash_count,
             backend=opened.chosen.backend if opened else "",
             backend_reason=opened.chosen.reason if opened else "",
