@@ -39,6 +39,16 @@ class VolumesStub:
                 request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.SerializeToString,
                 response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.FromString,
                 _registered_method=True)
+        self.ListDeleted = channel.unary_unary(
+                '/moorage.v1.Volumes/ListDeleted',
+                request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.SerializeToString,
+                response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedResponse.FromString,
+                _registered_method=True)
+        self.RestoreDeleted = channel.unary_unary(
+                '/moorage.v1.Volumes/RestoreDeleted',
+                request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedRequest.SerializeToString,
+                response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedResponse.FromString,
+                _registered_method=True)
 
 
 class VolumesServicer:
@@ -53,6 +63,22 @@ class VolumesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeleted(self, request, context):
+        """Lists what was deleted on this node and can be had back, in all open pools.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreDeleted(self, request, context):
+        """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
+        NOT_FOUND: nothing of that id can be had back. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+        FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +86,16 @@ def add_VolumesServicer_to_server(servicer, server):
                     servicer.WipeVolume,
                     request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.FromString,
                     response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.SerializeToString,
+            ),
+            'ListDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeleted,
+                    request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.FromString,
+                    response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedResponse.SerializeToString,
+            ),
+            'RestoreDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreDeleted,
+                    request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedRequest.FromString,
+                    response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +125,60 @@ class Volumes:
             '/moorage.v1.Volumes/WipeVolume',
             moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.SerializeToString,
             moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Volumes/ListDeleted',
+            moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.SerializeToString,
+            moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Volumes/RestoreDeleted',
+            moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedRequest.SerializeToString,
+            moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedResponse.FromString,
             options,
             channel_credentials,
             insecure,

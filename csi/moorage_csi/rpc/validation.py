@@ -15,7 +15,7 @@ from moorage_csi import contract, quantity
 from moorage_csi.contract import Metadata, Parameter
 from moorage_csi.errors import InvalidArgumentError, OutOfRangeError
 from moorage_csi.proto import csi_pb2 as csi
-from moorage_csi.volumes.ids import SnapshotId, VolumeId
+from moorage_csi.volumes.ids import GroupId, SnapshotId, VolumeId
 from moorage_csi.volumes.record import Claim
 
 DEFAULT_SIZE: Final = 1 << 30
@@ -29,14 +29,23 @@ LONGEST_NAME: Final = 128
 
 LONGEST_PATH: Final = 4096
 
+MOST_SOURCES: Final = 100
+"""Volumes in a group snapshot: all of them are kept still at one time."""
+
 MOST_WIPES: Final = 4096
 """Claims that a record remembers to have been wiped after: as many as it has room for with the longest uids."""
 
 DEFAULT_PERMISSIONS: Final = 0o770
 
+_INLINE_ID: Final = re.compile(r"csi-[0-9a-f]{64}")
+"""What the kubelet calls a volume that stands in a pod: a sum of the pod's uid and the volume's name in it."""
+
 _UID: Final = re.compile(rf"[0-9A-Za-z][-._0-9A-Za-z]{{0,{LONGEST_NAME - 1}}}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _PERMISSIONS: Final = re.compile(r"0?[0-7]{3}")
+_GROUP: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+_MOST_GROUP: Final = (1 << 32) - 2
+"""The kernel's largest group id: the one above means "no change" to it."""
 
 _PARAMETERS: Final = (
     Parameter.BACKEND,
@@ -47,6 +56,7 @@ _PARAMETERS: Final = (
     Parameter.FSTYPE,
 )
 _SNAPSHOT_METADATA: Final = (Metadata.SNAPSHOT_NAME, Metadata.SNAPSHOT_NAMESPACE, Metadata.SNAPSHOT_CONTENT)
+_GROUP_METADATA: Final = (Metadata.GROUP_NAME, Metadata.GROUP_NAMESPACE, Metadata.GROUP_CONTENT)
 _METADATA: Final = (Metadata.CLAIM_NAME, Metadata.CLAIM_NAMESPACE, Metadata.VOLUME_NAME)
 
 _Mode = csi.VolumeCapability.AccessMode
@@ -65,7 +75,8 @@ _READER_ONLY: Final = frozenset({_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE
 class Access:
     """How a volume is to be used: the sum of one or more capabilities.
 
-    ``exclusive``: by one pod on one node. ``many_nodes``: by more than one node at a time.
+    ``exclusive``: by one pod on one node. ``many_nodes``: by more than one node at a time. ``group``: the id of the group
+    that is to own what is in it, None for no wish.
     """
 
     block: bool
@@ -74,6 +85,7 @@ class Access:
     many_nodes: bool
     reader_only: bool
     exclusive: bool
+    group: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +116,10 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
-    """A volume to make; ``source`` is what it is to be a copy of, None for one that begins empty."""
+    """A volume to make; ``source`` is what it is to be a copy of, None for one that begins empty.
+
+    ``ephemeral_at``: see ``Record``.
+    """
 
     id: VolumeId
     name: str
@@ -112,6 +127,7 @@ class Creation:
     access: Access
     parameters: Parameters
     source: VolumeId | SnapshotId | None = None
+    ephemeral_at: str | None = None
 
 
 def creation(request: csi.CreateVolumeRequest, *, pools: Sequence[str]) -> Creation:
@@ -142,9 +158,29 @@ def volume_id(value: str) -> VolumeId:
     return VolumeId(_id("volume_id", value))
 
 
+def is_inline(value: str) -> bool:
+    """Whether the kubelet calls a volume so that stands in a pod itself, without a claim; nothing else is called so."""
+    return _INLINE_ID.fullmatch(value) is not None
+
+
+def published_id(value: str) -> VolumeId:
+    """Like ``volume_id``, for the node's calls, in which a volume that stands in a pod has the kubelet's id.
+
+    That one gets an id of ours, the same for every retry, and one that no name of a create request leads to: a name has no
+    control characters.
+    """
+    text = volume_id(value)
+    return volume_id_for(f"inline\0{text}") if is_inline(text) else text
+
+
 def snapshot_id(value: str) -> SnapshotId:
     """The same for a snapshot."""
     return SnapshotId(_id("snapshot_id", value))
+
+
+def deleted_id(value: str) -> VolumeId | SnapshotId:
+    """The id of a volume or a snapshot that was deleted."""
+    return VolumeId(_id("id", value))
 
 
 def source_volume_id(value: str) -> VolumeId:
@@ -158,6 +194,36 @@ def snapshot_name(request: csi.CreateSnapshotRequest) -> str:
         if key not in _SNAPSHOT_METADATA:
             raise InvalidArgumentError(f"parameter {key!r} is not known: a snapshot has none")
     return _text("name", request.name, longest=LONGEST_NAME)
+
+
+def group_name(request: csi.CreateVolumeGroupSnapshotRequest) -> str:
+    """The name of a group snapshot to make, whose parameters are all understood."""
+    for key in request.parameters:
+        if key not in _GROUP_METADATA:
+            raise InvalidArgumentError(f"parameter {key!r} is not known: a group snapshot has none")
+    return _text("name", request.name, longest=LONGEST_NAME)
+
+
+def source_volume_ids(values: Sequence[str]) -> tuple[VolumeId, ...]:
+    """The ids of the volumes to take a group snapshot of, each once."""
+    if not values:
+        raise InvalidArgumentError("source_volume_ids are missing: say of which volumes")
+    if len(values) > MOST_SOURCES:
+        raise InvalidArgumentError(f"source_volume_ids are {len(values)}; allowed are {MOST_SOURCES}")
+    ids = tuple(VolumeId(_id("source_volume_ids", value)) for value in values)
+    if twice := sorted({each for each in ids if ids.count(each) > 1}):
+        raise InvalidArgumentError(f"source_volume_ids name {', '.join(twice)} twice")
+    return ids
+
+
+def group_id(value: str) -> GroupId:
+    """The id of a group snapshot to look up."""
+    return GroupId(_id("group_snapshot_id", value))
+
+
+def member_ids(values: Iterable[str]) -> frozenset[SnapshotId]:
+    """The ids that somebody takes for those of a group's snapshots."""
+    return frozenset(SnapshotId(_id("snapshot_ids", value)) for value in values)
 
 
 def _source(given: csi.VolumeContentSource) -> VolumeId | SnapshotId:
@@ -244,6 +310,9 @@ def access(capabilities: Iterable[csi.VolumeCapability], *, default_filesystem: 
         filesystems.add(default_filesystem)
     if len(filesystems) > 1:
         raise InvalidArgumentError(f"two filesystems are asked for in one: {', '.join(sorted(filesystems))}")
+    groups = {one.group for one in each if one.group is not None}
+    if len(groups) > 1:
+        raise InvalidArgumentError(f"two groups are asked for in one: {', '.join(map(str, sorted(groups)))}")
     return Access(
         block=each[0].block,
         filesystem=next(iter(filesystems), ""),
@@ -251,6 +320,7 @@ def access(capabilities: Iterable[csi.VolumeCapability], *, default_filesystem: 
         many_nodes=any(one.many_nodes for one in each),
         reader_only=all(one.reader_only for one in each),
         exclusive=all(one.exclusive for one in each),
+        group=next(iter(groups), None),
     )
 
 
@@ -299,9 +369,13 @@ def _one_access(capability: csi.VolumeCapability) -> Access:
     mode = capability.access_mode.mode
     if mode not in _Mode.Mode.values() or mode == _Mode.UNKNOWN:
         raise InvalidArgumentError(f"volume_capability.access_mode is {mode}, which is not known")
+    if mode == _Mode.MULTI_NODE_SINGLE_WRITER:
+        raise InvalidArgumentError(
+            "volume_capability.access_mode is MULTI_NODE_SINGLE_WRITER, and no node can know that it is the only one that "
+            "writes; allowed are the single-node modes and, in a pool that nodes share, MULTI_NODE_READER_ONLY and "
+            "MULTI_NODE_MULTI_WRITER"
+        )
     mount = capability.mount
-    if mount.volume_mount_group:
-        raise InvalidArgumentError("volume_mount_group is set: groups are given by fsGroup, not at mounting")
     if mount.fs_type and mount.fs_type not in contract.FILESYSTEMS:
         raise InvalidArgumentError(
             f"filesystem {mount.fs_type!r} is not known; allowed are {', '.join(contract.FILESYSTEMS)}"
@@ -313,7 +387,16 @@ def _one_access(capability: csi.VolumeCapability) -> Access:
         many_nodes=mode not in _SINGLE_NODE,
         reader_only=mode in _READER_ONLY,
         exclusive=mode == _Mode.SINGLE_NODE_SINGLE_WRITER,
+        group=_group(mount.volume_mount_group),
     )
+
+
+def _group(value: str) -> int | None:
+    if not value:
+        return None
+    if not _GROUP.fullmatch(value) or int(value) > _MOST_GROUP:
+        raise InvalidArgumentError(f"volume_mount_group is {value!r}; allowed are the ids 0 to {_MOST_GROUP}")
+    return int(value)
 
 
 def _text(key: str, value: str, *, longest: int) -> str:

@@ -9,6 +9,7 @@ from moorage_csi.proto import moorage_pb2_grpc
 from moorage_csi.rpc import validation
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.pools import Pools
+from moorage_csi.rpc.recovery import Recovery, item_of
 from moorage_csi.rpc.wiping import Wiper
 from moorage_csi.volumes.record import VolumeId
 
@@ -24,6 +25,7 @@ class Volumes(moorage_pb2_grpc.VolumesServicer):
         self._node_name = node_name
         self._guard = guard
         self._wiper = Wiper(node_name=node_name)
+        self._recovery = Recovery(pools=pools, node_name=node_name)
 
     async def WipeVolume(  # noqa: N802 - the protocol's name
         self, request: moorage.WipeVolumeRequest, context: object
@@ -37,6 +39,28 @@ class Volumes(moorage_pb2_grpc.VolumesServicer):
         released_uid = validation.released_uid(request.released_uid)
         await self._guard.run(volume, lambda: self._wipe(volume, released_uid), takes_away=True)
         return moorage.WipeVolumeResponse()
+
+    async def ListDeleted(  # noqa: N802 - the protocol's name
+        self, request: moorage.ListDeletedRequest, context: object
+    ) -> moorage.ListDeletedResponse:
+        """What was deleted on this node and can be had back; changes nothing."""
+        del request, context
+        entry = moorage.ListDeletedResponse.Entry
+        return moorage.ListDeletedResponse(
+            entries=[
+                entry(item=item_of(left.record), deleted_at=left.left, where=left.where)
+                for _, left in await self._recovery.deleted()
+            ]
+        )
+
+    async def RestoreDeleted(  # noqa: N802 - the protocol's name
+        self, request: moorage.RestoreDeletedRequest, context: object
+    ) -> moorage.RestoreDeletedResponse:
+        """Take back what was deleted; see ``recovery``. A retry after a crash finds it where it lay, or back."""
+        del context
+        wanted = validation.deleted_id(request.id)
+        back = await self._guard.run(wanted, lambda: self._recovery.restore(wanted))
+        return moorage.RestoreDeletedResponse(item=item_of(back))
 
     async def _wipe(self, volume: VolumeId, released_uid: str) -> None:
         found = await self._pools.find(volume)
