@@ -18,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tests.bench import cluster, decisions, driver, figures, prebound, start, static
+from tests.harness.errors import HarnessError
 from tests.harness.progress import Progress
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def main() -> int:
     """Run the parts one after the other, and print a table or JSON.
 
     Returns:
-        0, also where a budget is not held: this tells figures, and a machine that is busy has worse ones.
+        0, also where a budget is not held: this tells figures, and a machine that is busy has worse ones. 1 where
+        something could not be measured.
     """
     options = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,9 +53,12 @@ def main() -> int:
     options.add_argument("-o", "--output", choices=("table", "json"), default="table")
     chosen = options.parse_args()
     progress = Progress()
-    found = [
-        figure for name, run in _PARTS.items() if name in (chosen.only or _PARTS) for figure in run(chosen, progress)
-    ]
+    parts = [run for name, run in _PARTS.items() if name in (chosen.only or _PARTS)]
+    try:
+        found = [figure for run in parts for figure in run(chosen, progress)]
+    except HarnessError as error:
+        progress.say(f"failed: {error}")
+        return 1
     if chosen.output == "json":
         sys.stdout.write(json.dumps({"figures": [each.as_json() for each in found]}, indent=2) + "\n")
     else:

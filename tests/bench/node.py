@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PART: Final = "the driver on a node"
 GIB: Final = 1024 * MIB
+POOL_BYTES: Final = 32 * GIB
 DATA_BYTES: Final = GIB
 FILES_OF_DATA: Final = 2_000
 ROUNDS: Final = 300
@@ -295,7 +296,7 @@ def _pools(place: Path) -> Iterator[list[dict[str, object]]]:
                 continue
             image = place / f"{name}.img"
             with image.open("wb") as file:
-                file.truncate(12 * GIB)
+                file.truncate(POOL_BYTES)
             processes.run([*make, image])
             processes.run(["mount", "-o", "loop", image, folder])
             mounted.append(folder)

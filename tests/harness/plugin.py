@@ -91,10 +91,16 @@ class Plugin:
             *("--kubelet-dir", str(self.kubelet)),
             *self._flags,
         ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "csi")} | self._environment
+        # As in the image, where the bytecode is compiled without docstrings when it is built.
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT / "csi"),
+            "PYTHONPYCACHEPREFIX": str(self.place / "bytecode"),
+            "PYTHONOPTIMIZE": "2",
+        }
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         with self.log.open("ab") as log:
             self._began = time.monotonic()
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment | self._environment)
         while not self._serves():
             if self._process.poll() is not None or time.monotonic() - self._began > START_SECONDS:
                 said = self.log.read_text()[-2000:]
