@@ -126,7 +126,7 @@ def test_paths_that_only_begin_alike_do_not_overlap() -> None:
         (_classes({"name": "a", "allowVolumeExpansion": True}), "storageClasses.0.allowVolumeExpansion"),
         (_classes({"name": "Not Allowed"}), "storageClasses.0.name"),
         (_classes({"name": "a", "parameters": {"backend": "cloud"}}), "storageClasses.0.parameters.backend"),
-        (_classes({"name": "a", "parameters": {"onDelete": "archive"}}), "storageClasses.0.parameters.onDelete"),
+        (_classes({"name": "a", "parameters": {"onDelete": "burn"}}), "storageClasses.0.parameters.onDelete"),
         (_classes({"name": "a", "parameters": {"mountPermissions": 750}}), "storageClasses.0.parameters.mountPerm"),
         (_classes({"name": "a", "volumeBindingMode": "Later"}), "storageClasses.0.volumeBindingMode"),
     ],

@@ -141,10 +141,11 @@ def test_the_kubelet_directory_is_the_same_everywhere(given: str) -> None:
 
 def test_pools_are_mounted_at_their_own_path_and_a_change_replaces_the_pods(defaults: Rendering) -> None:
     made = render({"pools": [POOL, {"name": "shared", "path": "/mnt/shared/", "shared": True, "reserve": "1Gi"}]})
+    given = {"overcommit": 1, "trashRetention": "0s", "archiveRetention": "0s"}
     assert json.loads(made.only("ConfigMap")["data"]["pools.json"]) == {
         "pools": [
-            {**POOL, "reserve": "0", "overcommit": 1, "shared": False},
-            {"name": "shared", "path": "/mnt/shared", "reserve": "1Gi", "overcommit": 1, "shared": True},
+            {**POOL, "reserve": "0", "shared": False, **given},
+            {"name": "shared", "path": "/mnt/shared", "reserve": "1Gi", "shared": True, **given},
         ]
     }
     assert _host_paths(made)["pool-shared"] == {"path": "/mnt/shared", "type": "DirectoryOrCreate"}
