@@ -34,7 +34,7 @@ def copy_data(source_fd: int, target_fd: int, *, progress: Callable[[int], None]
     os.ftruncate(target_fd, size)
     copier = _Copier(source_fd, target_fd)
     written = 0
-    for start, end in _data_ranges(source_fd, size):
+    for start, end in data_ranges(source_fd, size):
         offset = start
         while offset < end:
             count = copier.copy(offset, min(_CHUNK, end - offset))
@@ -47,7 +47,8 @@ def copy_data(source_fd: int, target_fd: int, *, progress: Callable[[int], None]
     return written
 
 
-def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data in its first ``size`` bytes: first and one past the last of each range; the rest are holes."""
     end = 0
     while end < size:
         try:

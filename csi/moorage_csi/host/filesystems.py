@@ -12,12 +12,12 @@ import asyncio
 import enum
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from moorage_csi.host import commands, syscalls
+from moorage_csi.host import commands, copying, syscalls
 from moorage_csi.host.signatures import EXT4, XFS, detect, opened
 
 __all__ = [
@@ -131,7 +131,7 @@ def _zero(fd: int) -> bool:
 
     Allocated ranges stay allocated where that is possible, holes stay holes.
     """
-    for start, end in list(_data_ranges(fd)):
+    for start, end in list(copying.data_ranges(fd, os.fstat(fd).st_size)):
         for mode in _ZEROING:
             try:
                 syscalls.fallocate(fd, mode | syscalls.FALLOC_KEEP_SIZE, start, end - start)
@@ -142,19 +142,6 @@ def _zero(fd: int) -> bool:
         else:
             return False
     return True
-
-
-def _data_ranges(fd: int) -> Iterator[tuple[int, int]]:
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
 
 
 @dataclass(frozen=True, slots=True)
