@@ -10,6 +10,7 @@ from typing import Final
 from moorage_csi.errors import DriverError
 from moorage_csi.metrics import PoolFigures, VolumeFigures
 from moorage_csi.rpc.controller import Controller
+from moorage_csi.rpc.groups import GroupController
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.node import Node
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
@@ -23,18 +24,21 @@ FIGURES_SECONDS: Final = 3.0
 
 
 class Driver:
-    """Pools, Controller, Volumes and Node of this node. Made by ``open``."""
+    """Pools, Controller, GroupController, Volumes and Node of this node. Made by ``open``."""
 
     def __init__(self, settings: Settings) -> None:
         self._guard = Guard()
         self._pools = Pools(settings.pools, node_name=settings.node_name)
         self.controller = Controller(pools=self._pools, node_name=settings.node_name, guard=self._guard)
+        self.groups = GroupController(pools=self._pools, node_name=settings.node_name, guard=self._guard)
         self.volumes = Volumes(pools=self._pools, node_name=settings.node_name, guard=self._guard)
         self.node = Node(
             pools=self._pools,
             node_name=settings.node_name,
             kubelet_dir=str(settings.kubelet_dir),
             guard=self._guard,
+            importable=settings.imports,
+            max_volumes=settings.max_volumes,
         )
 
     @classmethod
@@ -46,6 +50,8 @@ class Driver:
         """
         driver = cls(settings)
         await driver._pools.start()
+        await driver.groups.settle()
+        driver.node.start()
         return driver
 
     def ready(self) -> bool:
@@ -61,8 +67,17 @@ class Driver:
         return await self._guard.drain(timeout)
 
     async def close(self) -> None:
-        """Begin nothing more in the pools. What is mounted stays mounted."""
+        """Begin nothing more in the pools, and let go of them. What is mounted stays mounted.
+
+        The kernel keeps all files of a process open until the last of its threads has ended, one that hangs with its disk
+        too; the process that comes next needs the pools beside that one at once.
+        """
+        await self.node.close()
+        self.groups.close()
         await self._pools.close()
+        for station in self._pools:
+            if station.idle:
+                station.release()
 
     async def _figures_of(self, station: Station) -> PoolFigures:
         opened, known = station.ready, station.report()

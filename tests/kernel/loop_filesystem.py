@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moorage_csi.host import loops
+from moorage_csi.host import loops, quotas
 from tests.kernel.machine import sparse, tool
 
 MIB = 1 << 20
@@ -19,26 +19,41 @@ _MAKE = {
     "xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"),
     "xfs-plain": ("mkfs.xfs", "-q", "-f", "-m", "reflink=0"),
     "btrfs": ("mkfs.btrfs", "-q", "-f"),
+    "ext4-quota": ("mkfs.ext4", "-q", "-F", "-O", "quota,project"),
+    "xfs-quota": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"),
 }
 """Each takes 320 MiB."""
 
+_OPTIONS = {"ext4-quota": "loop,prjquota", "xfs-quota": "loop,prjquota"}
+
 
 @contextmanager
-def filesystem(area: Path, kind: str, *, size: int = 320 * MIB, options: str = "loop") -> Iterator[Path]:
+def filesystem(area: Path, kind: str, *, size: int = 320 * MIB, options: str = "") -> Iterator[Path]:
     """The mount point; the test is skipped where the tool or the kernel does not have the filesystem."""
+    options = options or _OPTIONS.get(kind, "loop")
     image = sparse(area / f"{kind}.img", size)
     tool(*_MAKE[kind], image)
     target = area / kind
     target.mkdir()
     done = tool("mount", "-o", options, image, target, check=False)
     if done.returncode:
-        pytest.skip(f"the kernel does not mount {kind} with {options}: {done.stderr.strip()}")
+        pytest.skip(f"the kernel does not mount {kind.removesuffix('-quota')} with the options {options}")
     try:
+        if kind in _OPTIONS and (reason := quotas.project_quota_supported(str(target))) is not None:
+            pytest.skip(f"no project quota of {kind.removesuffix('-quota')}: {reason}")
         yield target
     finally:
-        tool("umount", target)
+        _unmount(target)
         _let_go(image)
         image.unlink()
+
+
+def _unmount(target: Path) -> None:
+    """Unmount, and wait for a driver that was stopped and whose thread still removes what was deleted."""
+    deadline = time.monotonic() + 20
+    while tool("umount", target, check=False).returncode and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not target.is_mount()
 
 
 def _let_go(image: Path) -> None:

@@ -297,7 +297,7 @@ async def test_capacity_is_that_of_what_is_asked_for(driver: Driver) -> None:
 
 
 async def test_modes_for_many_nodes_are_refused_in_a_pool_of_one(driver: Driver) -> None:
-    for mode in (Modes.MULTI_NODE_READER_ONLY, Modes.MULTI_NODE_SINGLE_WRITER, Modes.MULTI_NODE_MULTI_WRITER):
+    for mode in (Modes.MULTI_NODE_READER_ONLY, Modes.MULTI_NODE_MULTI_WRITER):
         with refused(grpc.StatusCode.INVALID_ARGUMENT, "single-node", "default"):
             await driver.create(wanted=capability(mode=mode))
     for number, mode in enumerate((Modes.SINGLE_NODE_READER_ONLY, Modes.SINGLE_NODE_MULTI_WRITER)):

@@ -12,6 +12,7 @@ import pytest
 from moorage_csi.host import qgroups
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.volumes.pool import PoolSettings
+from tests.kernel.kinds import counting
 from tests.kernel.loop_filesystem import MIB, disk_use, filesystem, fill
 from tests.kernel.rpc_driver import Driver, capability, refused, running
 from tests.kernel.test_rpc_snapshots import copy, snapshot
@@ -21,18 +22,7 @@ pytestmark = pytest.mark.kernel
 DISK = 2048 * MIB
 SIZE = 64 * MIB
 BTRFS = {"backend": "btrfs"}
-
-
-def counting(disk: Path, *, simple: bool) -> qgroups.Quota:
-    """Have a btrfs count; skipped where the kernel does not know how."""
-    fd = os.open(disk, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        kind = qgroups.enable(fd, simple=simple, pause=lambda: time.sleep(0.05))
-    finally:
-        os.close(fd)
-    if simple and kind is not qgroups.Quota.SIMPLE:
-        pytest.skip("the kernel has no simple quotas of btrfs (6.7)")
-    return kind
+AUTO = {"backend": "auto"}
 
 
 @asynccontextmanager
@@ -44,13 +34,15 @@ async def on(area: Path, disk: Path) -> AsyncIterator[Driver]:
 @pytest.fixture(params=["simple", "qgroups"])
 def counted(area: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     with filesystem(area, "btrfs", size=DISK) as disk:
-        counting(disk, simple=request.param == "simple")
+        simple = request.param == "simple"
+        if counting(disk, simple=simple) is not qgroups.Quota.SIMPLE and simple:
+            pytest.skip("the kernel has no simple quotas of btrfs (6.7)")
         yield disk
 
 
 async def test_a_pool_that_counts_makes_subvolumes_by_itself_and_holds_their_size(area: Path, counted: Path) -> None:
     async with on(area, counted) as driver:
-        volume = await driver.create(size=SIZE)
+        volume = await driver.create(size=SIZE, parameters=AUTO)
         assert (volume.volume_context["backend"], volume.volume_context["quota"]) == ("btrfs", "enforced")
         target = driver.target("pod")
         await driver.publish(volume.volume_id, target)
@@ -69,7 +61,7 @@ async def test_a_pool_that_counts_makes_subvolumes_by_itself_and_holds_their_siz
 
 async def test_a_snapshot_takes_no_space_and_no_time_and_is_written_apart(area: Path, counted: Path) -> None:
     async with on(area, counted) as driver:
-        volume = (await driver.create(size=SIZE)).volume_id
+        volume = (await driver.create(size=SIZE, parameters=AUTO)).volume_id
         target, other = driver.target("pod"), driver.target("other")
         await driver.publish(volume, target)
         for number in range(500):
@@ -100,7 +92,7 @@ async def test_a_snapshot_takes_no_space_and_no_time_and_is_written_apart(area: 
 
 async def test_a_subvolume_grows_under_its_user(area: Path, counted: Path) -> None:
     async with on(area, counted) as driver:
-        volume = (await driver.create(size=SIZE)).volume_id
+        volume = (await driver.create(size=SIZE, parameters=AUTO)).volume_id
         target = driver.target("pod")
         await driver.publish(volume, target)
         fill(target / "file", end=122)
@@ -117,7 +109,7 @@ async def test_a_subvolume_grows_under_its_user(area: Path, counted: Path) -> No
 async def test_without_counting_a_size_is_refused_or_is_no_promise(area: Path) -> None:
     with filesystem(area, "btrfs", size=DISK) as disk:
         async with on(area, disk) as driver:
-            assert (await driver.create(size=SIZE)).volume_context["backend"] == "image"
+            assert (await driver.create(size=SIZE, parameters=AUTO)).volume_context["backend"] == "image"
             with refused(grpc.StatusCode.FAILED_PRECONDITION, "btrfs quota enable"):
                 await driver.create("other", size=SIZE, parameters=BTRFS)
             made = await driver.create("third", size=SIZE, parameters={**BTRFS, "quota": "best-effort"})

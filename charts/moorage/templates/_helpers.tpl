@@ -54,7 +54,16 @@ imagePullSecrets:
   "trashRetention" (.trashRetention | default "0s")
   "archiveRetention" (.archiveRetention | default "0s")) -}}
 {{- end -}}
-{{- dict "pools" $pools | toPrettyJson -}}
+{{- $imports := list -}}
+{{- range .Values.imports -}}
+{{- $imports = append $imports (include "moorage.poolPath" .) -}}
+{{- end -}}
+{{- dict "imports" $imports "pools" $pools | toPrettyJson -}}
+{{- end }}
+
+{{/* Kinds of volumes that the kubelet takes from the driver, as the CSIDriver has them. */}}
+{{- define "moorage.lifecycleModes" -}}
+{{- ternary (list "Persistent" "Ephemeral") (list "Persistent") .Values.ephemeralVolumes.enabled | toJson -}}
 {{- end }}
 
 {{- define "moorage.poolPath" -}}

@@ -6,6 +6,7 @@ from the kernel leave it as ``OSError``; the driver's own errors leave it where 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,13 +119,27 @@ class Backend(Protocol):
         Cancelled, it ends when the program has ended.
         """
 
-    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:
+    def held(self, folder: Directory) -> AbstractContextManager[None]:
+        """Keep the storage from changing, so that several can be copied of one moment, for as long as the block lasts.
+
+        Whoever writes to it waits, for 30 seconds at most. Nothing is to be done for storage that nobody uses; the caller
+        keeps it from being used meanwhile. After a crash in the block, ``resume`` lets everybody go on.
+
+        Raises:
+            PreconditionError: it is in use and cannot be kept still; or, from the end of the block, it was not still
+                until then, because that took too long.
+        """
+
+    def copy(
+        self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None], held: bool = False
+    ) -> None:
         """Make the storage with all that other storage of this backend holds, which may be in use.
 
         The folder holds nothing of this kind yet, the shape is at least as large as the source, and what is written to
         the copy is never seen in the source, nor the other way round. A filesystem in it keeps the source's size, see
-        ``fit``. ``pace`` is called every now and then: it may sleep, or raise to stop. A crash leaves a torso, which
-        the caller throws away.
+        ``fit``. ``pace`` is called every now and then: it may sleep, or raise to stop. ``held`` says that the caller is in
+        the block of ``held`` of the source, or knows that nobody uses it. A crash leaves a torso, which the caller throws
+        away.
 
         Raises:
             PreconditionError: it cannot be of one moment, because the source is in use.

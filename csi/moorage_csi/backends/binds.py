@@ -3,35 +3,55 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from moorage_csi.backends.backend import Publication
 from moorage_csi.backends.targets import attributes_of, held_by, opened_target, path_of, refuse_other_access
 from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError
 from moorage_csi.host import mounts, paths, syscalls
+from moorage_csi.host.mountinfo import Mount
 from moorage_csi.host.paths import Directory
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a directory lies, whatever it is called here: the filesystem's number as mountinfo has it, and the path within."""
+
+    major: int
+    minor: int
+    path: PurePosixPath
+
+    def holds(self, other: "Location") -> bool:
+        """Whether the other is this directory or lies in it."""
+        return (self.major, self.minor) == (other.major, other.minor) and other.path.is_relative_to(self.path)
 
 
 def publish(folder: Directory, name: str, publication: Publication) -> None:
     """Bind the directory ``name`` of a volume's folder onto the target, or find that it is done; see ``Backend.publish``."""
+    with folder.child(name) as data:
+        show(data, publication, users=lambda: targets(folder, name))
+
+
+def show(data: Directory, publication: Publication, *, users: Callable[[], Sequence[str]]) -> None:
+    """Bind a directory onto the target, or find that it is done; ``users`` tells the targets at which it is already."""
     options = attributes_of(publication)
     if options.filesystem:
         raise InvalidArgumentError(
             f"mount options {','.join(options.filesystem)} are for a filesystem of the volume's own, and a "
             "directory has none; allowed are those of a mount, such as noexec, nosuid, noatime"
         )
-    with folder.child(name) as data:
-        if _published(data, publication):
-            return
-        others = [target for target in targets(folder, name) if target != publication.target]
-        if publication.exclusive and others:
-            raise held_by(others)
-        target = paths.open_target_directory(publication.target, publication.kubelet_dir)
-        try:
-            mounts.bind(source_fd=data.fd, target_fd=target, attributes=options.attributes)
-        finally:
-            os.close(target)
+    if _published(data, publication):
+        return
+    others = [target for target in users() if target != publication.target] if publication.exclusive else []
+    if others:
+        raise held_by(others)
+    target = paths.open_target_directory(publication.target, publication.kubelet_dir)
+    try:
+        mounts.bind(source_fd=data.fd, target_fd=target, attributes=options.attributes)
+    finally:
+        os.close(target)
 
 
 @contextlib.contextmanager
@@ -54,17 +74,41 @@ def targets(folder: Directory, name: str) -> tuple[str, ...]:
     a file is another one than that of its mount.
     """
     table = mounts.mounts()
-    mount_id = syscalls.statx(folder.fd, "").mount_id
+    home = location(folder, table)
+    data = Location(home.major, home.minor, home.path / name)
+    return tuple(mount.target for mount in table if data.holds(place_of(mount)))
+
+
+def location(directory: Directory, table: Sequence[Mount]) -> Location:
+    """Where a directory lies, by this table of mounts.
+
+    Raises:
+        PreconditionError: on a mount that this process does not see.
+    """
+    mount_id = syscalls.statx(directory.fd, "").mount_id
     home = next((mount for mount in table if mount.mount_id == mount_id), None)
     if home is None:
-        raise PreconditionError(f"{path_of(folder.fd)} lies on a mount that is not visible: mount the pool again")
-    within = PurePosixPath(path_of(folder.fd)).relative_to(home.target)
-    data = PurePosixPath(home.root) / within / name
-    return tuple(
-        mount.target
-        for mount in table
-        if (mount.major, mount.minor) == (home.major, home.minor) and PurePosixPath(mount.root).is_relative_to(data)
-    )
+        raise PreconditionError(f"{path_of(directory.fd)} lies on a mount that is not visible: mount it again")
+    within = PurePosixPath(path_of(directory.fd)).relative_to(home.target)
+    return Location(home.major, home.minor, PurePosixPath(home.root) / within)
+
+
+def place_of(mount: Mount) -> Location:
+    """What a mount shows."""
+    return Location(mount.major, mount.minor, PurePosixPath(mount.root))
+
+
+def refuse_used(users: Sequence[str], backend: str) -> None:
+    """Refuse to keep a directory still to which somebody may write.
+
+    Raises:
+        PreconditionError: it is in use.
+    """
+    if users:
+        raise PreconditionError(
+            f"it is in use ({', '.join(users)}), and a volume of backend {backend} cannot be kept still meanwhile: end the "
+            "pods that use it"
+        )
 
 
 def _published(data: Directory, publication: Publication) -> bool:

@@ -3,13 +3,13 @@
 Fast and transparent, and only as large as the kernel says: where it holds project quotas, a volume gets
 one and it is read back; where it does not, ``quota: required`` is refused, and the other words make
 volumes that say so. A project's number is one whose limit nobody has set, looked for from the
-directory's inode number on, so that nothing has to be remembered.
+directory's inode number on, and to which nothing belongs that was deleted, so that nothing has to be remembered.
 """
 
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from moorage_csi import contract
@@ -84,7 +84,21 @@ class DirectoryBackend:
     async def format(self, folder: Directory, shape: Shape) -> None:
         """Nothing: the filesystem is the pool's."""
 
-    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def held(self, folder: Directory) -> Iterator[None]:
+        """Only one that nobody uses is still; see ``Backend.held``."""
+        binds.refuse_used(self.users(folder), self.name)
+        yield
+
+    def copy(
+        self,
+        source: Directory,
+        folder: Directory,
+        shape: Shape,
+        *,
+        pace: Callable[[], None],
+        held: bool = False,  # noqa: ARG002
+    ) -> None:
         """Copy the tree, each file sharing its data with the source's where the filesystem can.
 
         Each file is of one moment; all of them together are so only where nobody writes meanwhile.
@@ -168,8 +182,10 @@ def _free_project(fd: int) -> int:
     first = os.fstat(fd).st_ino
     for step in range(_PROJECT_ATTEMPTS):
         project = (first + step) % (_PROJECTS - 1) + 1
-        if quotas.read_limit(fd, project).limit == 0:
+        held = quotas.read_limit(fd, project)
+        # What lies in the trash or is retained has lost its limit and keeps its number.
+        if held.limit == 0 and held.used == 0:
             return project
     raise PreconditionError(
-        f"{_PROJECT_ATTEMPTS} project numbers in a row have a limit: remove limits that nobody uses"
+        f"{_PROJECT_ATTEMPTS} project numbers in a row are in use: remove limits that nobody needs"
     )

@@ -90,7 +90,20 @@ class Image:
             await filesystems.make(path=fd, filesystem=shape.filesystem, uuid=shape.uuid)
             os.fsync(fd)
 
-    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def held(self, folder: Directory) -> Iterator[None]:
+        """Freeze the filesystem, where it is mounted; see ``Backend.held``. Nobody can keep a device still in use."""
+        with _opened(folder, os.O_RDONLY) as fd:
+            if not imagefile.mounts_of(fd) and (users := self.users(folder)):
+                raise PreconditionError(
+                    f"it is used as a device ({', '.join(users)}), which cannot be kept still: end the pods that use it"
+                )
+            with imagefile.still(fd, seconds=FREEZE_SECONDS):
+                yield
+
+    def copy(
+        self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None], held: bool = False
+    ) -> None:
         """Copy the file, sharing its data where the pool's filesystem can; a mounted filesystem is frozen meanwhile.
 
         So the copy is of one moment. Of a device it is what was written to it so far, as after a power cut.
@@ -98,7 +111,7 @@ class Image:
         with _opened(source, os.O_RDONLY) as origin:
             fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
             try:
-                with imagefile.still(origin, seconds=FREEZE_SECONDS):
+                with contextlib.nullcontext() if held else imagefile.still(origin, seconds=FREEZE_SECONDS):
                     _copied(origin, fd, pace)
                 if os.fstat(fd).st_size < shape.size:
                     os.ftruncate(fd, shape.size)
@@ -209,7 +222,11 @@ class Image:
             if publication.exclusive:
                 self._refuse_second(fd, publication)
             if shape.block:
-                _publish_device(fd, publication)
+                try:
+                    _publish_device(fd, publication)
+                except BaseException:
+                    imagefile.let_go(fd)
+                    raise
             else:
                 _publish_filesystem(fd, shape, publication)
         if shape.filesystem and not growing.grows_unmounted(shape.filesystem) and not publication.readonly:
@@ -218,13 +235,17 @@ class Image:
 
     def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:
         """Unmount, remove the target, and let go of a block volume's device with its last target."""
-        take_away(target, kubelet_dir)
-        if folder is None:
-            return
-        with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
-            for device in imagefile.devices(fd):
-                if not device.autoclear and not imagefile.targets(device):
-                    loops.detach(device.number, device=device.device, inode=device.inode)
+        with contextlib.ExitStack() as stack:
+            fd: int | None = None
+            # The file may be missing, or a link by now: the target can be taken away all the same.
+            with contextlib.suppress(OSError):
+                fd = None if folder is None else stack.enter_context(_opened(folder, os.O_RDONLY))
+            if fd is None:
+                take_away(target, kubelet_dir)
+                return
+            with imagefile.thawing(fd, target):
+                take_away(target, kubelet_dir)
+            imagefile.let_go(fd)
 
     def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:
         """The filesystem's figures, or the size of the device; see ``Backend.usage``."""

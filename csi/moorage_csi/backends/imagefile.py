@@ -7,15 +7,17 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from moorage_csi.backends.targets import path_of
 from moorage_csi.errors import PreconditionError, UnavailableError
-from moorage_csi.host import freezing, loops, mounts
+from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, reflink, syscalls
 from moorage_csi.host.loops import LoopStatus
 from moorage_csi.host.mounts import Mount
 
+_LABEL_LIMIT: Final = 63
 _DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
 """Where device nodes live: the host's /dev, or a container's own."""
 
@@ -50,6 +52,13 @@ def targets(device: LoopStatus) -> list[str]:
     ]
 
 
+def let_go(fd: int) -> None:
+    """Detach the devices of an image that have no target and do not go by themselves."""
+    for device in devices(fd):
+        if not device.autoclear and not targets(device):
+            loops.detach(device.number, device=device.device, inode=device.inode)
+
+
 def mounts_of(fd: int) -> list[Mount]:
     """Where the filesystem in an image is mounted."""
     found = devices(fd)
@@ -71,6 +80,41 @@ def entered(mount: Mount) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _clone_of(mount: Mount | None) -> int | None:
+    """A clone of a mount that nobody sees; None where there is no such mount to be entered."""
+    if mount is None:
+        return None
+    try:
+        with entered(mount) as inside:
+            return syscalls.open_tree(inside, recursive=False)
+    except (OSError, UnavailableError):
+        # Something else lies over it, or its device is dead: it is unmounted all the same.
+        return None
+
+
+@contextlib.contextmanager
+def thawing(fd: int, target: str) -> Iterator[None]:
+    """Thaw the filesystem in an image, if the block takes its last mount away, which is at ``target``.
+
+    Who froze it, and has nothing open in it any more, ended without thawing. Without a mount it would live on, keep its
+    device, and stop the next pod that writes to it.
+    """
+    tree = _clone_of(next((mount for mount in mounts_of(fd) if mount.target == target), None))
+    if tree is None:
+        yield
+        return
+    try:
+        yield
+        if not mounts_of(fd):
+            inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+            try:
+                freezing.thaw(inside)
+            finally:
+                os.close(inside)
+    finally:
+        os.close(tree)
 
 
 @contextlib.contextmanager
@@ -103,3 +147,75 @@ def still(fd: int, *, seconds: float) -> Iterator[None]:
             raise PreconditionError(
                 "the volume's filesystem is frozen by somebody else: thaw it with fsfreeze -u"
             ) from error
+
+
+@contextlib.contextmanager
+def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[None]:
+    """Freeze the filesystem in an image for the length of a block; ``inside`` is a directory in it, open for reading.
+
+    With ``by_caller`` one that is frozen already is so by the caller.
+
+    Raises:
+        PreconditionError: the block took longer than that, or somebody else has it frozen.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(freezing.frozen(inside, seconds=seconds))
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                if not by_caller:
+                    raise PreconditionError(
+                        "the volume's filesystem is frozen, by another copy or by somebody else: ask again, and if that does "
+                        "not help, thaw it with fsfreeze -u"
+                    ) from error
+            yield
+    except TimeoutError as error:
+        raise PreconditionError(
+            f"the volume is in use and its pool's filesystem cannot share data between files, so a copy of one moment "
+            f"takes longer than {seconds:.0f} s, for which writes can be held up: end the pods that use it, or keep "
+            "it in a pool on xfs or btrfs"
+        ) from error
+
+
+def copy(source: int, target: int, pace: Callable[[], None]) -> None:
+    """Make one file hold what the other holds, sharing its data where the pool's filesystem can."""
+    try:
+        reflink.clone_file(source, target)
+    except OSError as error:
+        if error.errno not in reflink.UNABLE:
+            raise
+        copying.copy_data(source, target, progress=lambda _: pace())
+
+
+def grow_mounted(inside: int, filesystem: str, size: int) -> None:
+    """Grow the mounted filesystem in which ``inside`` is a directory, to the size of its image.
+
+    Raises:
+        PreconditionError: the kernel lets nobody do that while it is mounted.
+    """
+    try:
+        growing.grow_mounted(inside, filesystem, size)
+    except PermissionError as error:
+        raise PreconditionError(
+            f"this node's kernel does not let {filesystem} grow while it is mounted ({error}): end the pods "
+            "that use the volume, and it grows before it is mounted again"
+        ) from error
+
+
+def refuse_strange(fd: int, filesystem: str) -> None:
+    """Refuse an image in which there is not the filesystem that the record names, after a look before every mount."""
+    found = filesystems.detect(fd)
+    if found == filesystem:
+        return
+    seen = f"a filesystem of kind {found}" if found else "no filesystem"
+    raise PreconditionError(
+        f"the image {path_of(fd)} was formatted as {filesystem} and has {seen} now; it is never formatted again. "
+        "Check the disk below the pool, repair the image with fsck on the node, or restore the volume from a backup"
+    )
+
+
+def label(fd: int, *, depth: int = 2) -> str:
+    """The volume's id and the file's name, for people who look with losetup; ``depth`` names in all."""
+    return "/".join(path_of(fd).split("/")[-depth:])[-_LABEL_LIMIT:]

@@ -8,7 +8,7 @@ What a pod makes as a subvolume *within* its volume is not part of a snapshot: t
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from moorage_csi import contract
@@ -68,7 +68,21 @@ class Subvolumes:
     async def format(self, folder: Directory, shape: Shape) -> None:
         """Nothing: the filesystem is the pool's."""
 
-    def copy(self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None]) -> None:  # noqa: ARG002
+    @contextlib.contextmanager
+    def held(self, folder: Directory) -> Iterator[None]:
+        """Only one that nobody uses is still: each snapshot is of one moment, two of them are of two."""
+        binds.refuse_used(self.users(folder), self.name)
+        yield
+
+    def copy(
+        self,
+        source: Directory,
+        folder: Directory,
+        shape: Shape,
+        *,
+        pace: Callable[[], None],  # noqa: ARG002
+        held: bool = False,  # noqa: ARG002
+    ) -> None:
         """Take a snapshot, which is of one moment."""
         with source.child(DATA) as origin:
             btrfs.snapshot(origin, folder, DATA, read_only=False)

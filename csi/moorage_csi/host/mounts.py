@@ -23,7 +23,9 @@ __all__ = [
     "MountAttributes",
     "MountFlag",
     "MountOptions",
+    "RefusedOptionError",
     "bind",
+    "filesystem_detached",
     "filesystem_mount",
     "is_dead",
     "mount_at",
@@ -49,6 +51,10 @@ _ATIME_MASK: Final = 0x70
 _LOG_SIZE: Final = 8192
 
 
+class RefusedOptionError(OSError):
+    """The filesystem knows no such option, or not with this value: whoever wrote it has to change it."""
+
+
 def filesystem_mount(
     *,
     device: str,
@@ -67,22 +73,32 @@ def filesystem_mount(
     Either the mount is there, whole, or OSError says what the kernel said, its log lines included, and
     nothing is left. It stacks on a mount that is there already: the caller looks first.
     """
-    parameters = [*options, *(["ro"] if read_only_superblock else [])]
-    with _closing(syscalls.fsopen(filesystem)) as context:
-        try:
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", device)
-            for option in parameters:
-                key, equals, value = option.partition("=")
-                if equals:
-                    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
-                else:
-                    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, key)
-            syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
-            mount = syscalls.fsmount(context, attributes=int(attributes.set))
-        except OSError as error:
-            raise _explained(error, context, f"{filesystem} on {device}", parameters) from error
+    mount = filesystem_detached(
+        source=device,
+        filesystem=filesystem,
+        options=[*options, *(["ro"] if read_only_superblock else [])],
+        attributes=attributes,
+    )
     with _closing(mount):
         syscalls.move_mount(mount, target_fd)
+
+
+def filesystem_detached(
+    *, source: str, filesystem: str, options: Sequence[str] = (), attributes: MountAttributes = _NO_ATTRIBUTES
+) -> int:
+    """Mount a filesystem where nobody can reach it; returns an O_PATH descriptor of its top, which the caller closes.
+
+    Closing it dissolves the mount, unless it was moved somewhere. Errors as in ``filesystem_mount``.
+    """
+    with _closing(syscalls.fsopen(filesystem)) as context:
+        try:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", source)
+            for option in options:
+                _configure(context, option)
+            syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+            return syscalls.fsmount(context, attributes=int(attributes.set))
+        except OSError as error:
+            raise _explained(error, context, f"{filesystem} on {source}", options) from error
 
 
 def bind(
@@ -118,11 +134,24 @@ def _closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def _configure(context: int, option: str) -> None:
+    key, equals, value = option.partition("=")
+    try:
+        if equals:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+        else:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, key)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RefusedOptionError(error.errno, error.strerror) from error
+
+
 def _explained(error: OSError, context: int, what: str, options: Sequence[str]) -> OSError:
     """The error with the kernel's own words, which it keeps in the filesystem context."""
     said = "; ".join(_log(context)) or "the kernel gave no reason here, its log (dmesg) may have one"
     text = f"{error.strerror}: {said} (options: {','.join(options) or 'none'})"
-    return OSError(error.errno, text, what)
+    return type(error)(error.errno, text, what)
 
 
 def _log(context: int) -> Iterator[str]:

@@ -42,6 +42,7 @@ FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 
+_CLONE_NEWNS: Final = 0x20000
 _UMOUNT_NOFOLLOW: Final = 0x8
 _RENAME_NOREPLACE: Final = 0x1
 
@@ -100,6 +101,7 @@ _renameat2: Final = _named("renameat2", _INT, _TEXT, _INT, _TEXT, _UINT)
 _umount2: Final = _named("umount2", _TEXT, _INT)
 _fallocate: Final = _named("fallocate64", _INT, _INT, ctypes.c_int64, ctypes.c_int64)
 _syncfs: Final = _named("syncfs", _INT)
+_unshare: Final = _named("unshare", _INT)
 _fstatfs: Final = _named("fstatfs64", _INT, _BUFFER)
 _open_by_handle_at: Final = _named("open_by_handle_at", _INT, _BUFFER, _INT)
 
@@ -217,6 +219,11 @@ def fsconfig(fs_fd: int, command: int, key: str | None = None, value: str | None
 def fsmount(fs_fd: int, *, attributes: int) -> int:
     """A detached mount of the configured filesystem; closing the descriptor dissolves it."""
     return _checked(_fsmount(fs_fd, _FSMOUNT_CLOEXEC, attributes))
+
+
+def unshare_mounts() -> None:
+    """Give the calling thread alone a copy of the mount table and a working directory of its own, until it ends."""
+    _checked(_unshare(_CLONE_NEWNS))
 
 
 def quotactl_fd(fd: int, command: int, identity: int, buffer: ctypes.Array[ctypes.c_char]) -> None:

@@ -1,11 +1,12 @@
 """Whether a volume that is there answers what is asked: pure comparisons of a record with a request."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from moorage_csi import contract
 from moorage_csi.contract import Context
 from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, PreconditionError, UnavailableError
+from moorage_csi.host.mountoptions import parse_options
 from moorage_csi.rpc.validation import Access, Creation
 from moorage_csi.volumes.record import Mode, Record, State
 from moorage_csi.volumes.snapshot import Snapshot, SnapshotState
@@ -37,6 +38,10 @@ def refuse_unusable(record: Record, access: Access, *, shared: bool) -> None:
     Raises:
         InvalidArgumentError: it is of the other mode, or has another filesystem.
         PreconditionError: it is for one node at a time.
+
+    Another filesystem, and mount options that only a filesystem of its own could have, are refused by the same rule when it
+    is asked whether a use is possible and when the volume is published. What no rule can tell before is what the kernel
+    says of the words of a filesystem.
     """
     if access.block is not (record.mode is Mode.BLOCK):
         raise InvalidArgumentError(
@@ -49,6 +54,24 @@ def refuse_unusable(record: Record, access: Access, *, shared: bool) -> None:
     if access.many_nodes and not shared:
         raise PreconditionError(
             f"volume {record.id} lies on one node's own disk; allowed are the single-node access modes"
+        )
+    refuse_options(access, own_filesystem=bool(record.filesystem), what=f"volume {record.id}")
+
+
+def refuse_options(access: Access, *, own_filesystem: bool, what: str) -> None:
+    """Refuse mount options that cannot be; ``own_filesystem`` says whether there is one that they could be for.
+
+    Raises:
+        InvalidArgumentError: they are none, or none for this.
+    """
+    try:
+        options = parse_options(access.options)
+    except ValueError as error:
+        raise InvalidArgumentError(str(error)) from error
+    if options.filesystem and not own_filesystem:
+        raise InvalidArgumentError(
+            f"mount options {','.join(options.filesystem)} are for a filesystem of the volume's own, and {what} has none; "
+            "allowed are those of a mount, such as noexec, nosuid, noatime"
         )
 
 
@@ -101,11 +124,17 @@ def refuse_different(existing: Record, wish: Creation) -> None:
         differences.append(f"its onDelete is {existing.on_delete}")
     if parameters.permissions not in (None, existing.permissions):
         differences.append(f"its permissions are {existing.permissions:04o}")
-    if wish.source != existing.source:
-        was = f"a copy of {existing.source}" if existing.source else "made empty"
-        differences.append(f"it is {was}")
+    differences.extend(_differences_of_origin(existing, wish))
     if differences:
         raise AlreadyExistsError(
             f"volume {existing.name} was made from other arguments: {'; '.join(differences)}; "
             "delete it, or ask for what it is"
         )
+
+
+def _differences_of_origin(existing: Record, wish: Creation) -> Iterator[str]:
+    """In what it was made of, and for whom."""
+    if wish.source != existing.source:
+        yield f"it is a copy of {existing.source}" if existing.source else "it is made empty"
+    if wish.ephemeral_at != existing.ephemeral_at:
+        yield f"it ends with the pod that has it at {existing.ephemeral_at}" if existing.ephemeral else "it stays"

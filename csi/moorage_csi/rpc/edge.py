@@ -141,7 +141,7 @@ def _strings(field: FieldDescriptor, value: Any) -> Iterator[str]:
 
 def subject_of(message: Message) -> str:
     """Return the id or name of what the request is about; empty when it is about nothing in particular."""
-    for key in ("volume_id", "snapshot_id", "name", "id"):
+    for key in ("volume_id", "snapshot_id", "group_snapshot_id", "name", "id"):
         if key in message.DESCRIPTOR.fields_by_name and (value := getattr(message, key)):
             return str(value)
     return ""

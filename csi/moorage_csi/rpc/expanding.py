@@ -115,10 +115,13 @@ class Expander:
         if await station.lane.run(lambda: _used(opened, record)):
             return await station.lane.run(lambda: _spread(opened, record))
         backend = opened.backend_of(record)
+
+        async def fit() -> bool:
+            with opened.pool.folder(record.id) as folder:
+                return await backend.fit(folder, larger(record))
+
         try:
-            async with station.formatting:
-                with opened.pool.folder(record.id) as folder:
-                    return await backend.fit(folder, larger(record))
+            return await station.run_program(fit)
         except (OSError, CommandError) as error:
             raise UnavailableError(f"the filesystem of volume {record.id} cannot grow: {error}") from error
 

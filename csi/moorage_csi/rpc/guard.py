@@ -7,12 +7,15 @@ attempt is told ABORTED, which callers read as "still running, ask again".
 
 What is being copied may be used meanwhile, but not be taken away: it is *read*, by any number of copies at a
 time, and work that would take it away is told ABORTED too.
+
+What several volumes at a time are needed for *holds* them, all or none: nothing at all is done to them meanwhile. Nobody
+ever waits for a key, so no two can wait for each other.
 """
 
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import TypeVar
 
 from moorage_csi.errors import InFlightError
@@ -27,6 +30,7 @@ class Guard:
         self._running: dict[str, asyncio.Task[object]] = {}
         self._readers: Counter[str] = Counter()
         self._taken: set[str] = set()
+        self._held: set[str] = set()
 
     def runs(self, key: str) -> bool:
         """Whether work for the key has not ended yet."""
@@ -41,6 +45,8 @@ class Guard:
         """
         if key in self._taken:
             raise InFlightError(f"{key} is being taken away: ask again later")
+        if key in self._held:
+            raise InFlightError(f"{key} is kept as it is for another call: ask again later")
         self._readers[key] += 1
         try:
             yield
@@ -48,6 +54,24 @@ class Guard:
             self._readers[key] -= 1
             if not self._readers[key]:
                 del self._readers[key]
+
+    @contextlib.contextmanager
+    def holding(self, keys: Collection[str]) -> Iterator[None]:
+        """Keep all other work for these keys from beginning, reading too, for as long as the block lasts.
+
+        Raises:
+            InFlightError: one of them is worked on or read; none of them is held.
+        """
+        for key in keys:
+            if key in self._running or key in self._held:
+                raise InFlightError(f"another call for {key} has not ended yet: ask again later")
+            if self._readers[key]:
+                raise InFlightError(f"{key} is being copied: ask again when that has ended")
+        self._held.update(keys)
+        try:
+            yield
+        finally:
+            self._held.difference_update(keys)
 
     async def run(self, key: str, work: Callable[[], Awaitable[Answer]], *, takes_away: bool = False) -> Answer:
         """Run ``work`` to its end while holding ``key``; cancelling the caller does not cancel the work.
@@ -60,7 +84,7 @@ class Guard:
         Raises:
             InFlightError: the key is held by an earlier call that has not ended, or is read.
         """
-        if key in self._running:
+        if key in self._running or key in self._held:
             raise InFlightError(f"another call for {key} has not ended yet: ask again later")
         if takes_away:
             if self._readers[key]:

@@ -70,17 +70,19 @@ class Inventory:
     async def snapshots(self, *, token: str, most: int, source: str, wanted: str) -> csi.ListSnapshotsResponse:
         """One page of the snapshots; with ``source`` of that volume only, with ``wanted`` the one of that id.
 
+        Those of a group are told when all of it is done; CSI, ListSnapshots: not before it is cut.
+
         Raises:
             UnavailableError: a pool is not open.
         """
         found: dict[str, Snapshot] = {}
         for station in self._pools:
             opened = await station.open()
-            known = await station.lane.run(lambda opened=opened: _known_snapshots(opened))  # type: ignore[misc]
+            known = await station.lane.run(lambda opened=opened: known_snapshots(opened))  # type: ignore[misc]
             found |= {
                 each.id: each
                 for each in known
-                if source in ("", each.source) and wanted in ("", each.id) and each.state is not SnapshotState.DELETING
+                if source in ("", each.source) and wanted in ("", each.id) and _is_told(each)
             }
         some, following = page(found, token=token, most=most, ids=SNAPSHOT_ID)
         entries = [csi.ListSnapshotsResponse.Entry(snapshot=snapshot_of(each)) for each in some]
@@ -148,7 +150,14 @@ def snapshot_of(snapshot: Snapshot) -> csi.Snapshot:
     )
 
 
-def _known_snapshots(opened: OpenPool) -> Iterable[Snapshot]:
+def _is_told(snapshot: Snapshot) -> bool:
+    if snapshot.group is not None:
+        return snapshot.state is SnapshotState.READY
+    return snapshot.state is not SnapshotState.DELETING
+
+
+def known_snapshots(opened: OpenPool) -> Iterable[Snapshot]:
+    """All of a pool's, in whatever state; of a shared one read anew. Blocks."""
     if opened.pool.settings.shared:
         opened.pool.load()
     return tuple(opened.pool.snapshots.records.values())

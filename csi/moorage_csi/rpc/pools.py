@@ -22,8 +22,8 @@ Found = TypeVar("Found", Record, Snapshot)
 
 __all__ = ["OpenPool", "PoolReport", "Pools", "Station"]
 
-START_PATIENCE: Final = 5.0
-"""Seconds that the start waits for pools to open; one that takes longer opens later."""
+LOOK_PATIENCE: Final = 5.0
+"""Seconds that a look into a pool that nodes share may take."""
 
 
 class Pools:
@@ -42,7 +42,6 @@ class Pools:
                 raise ValueError(f"two pools have the same {key}: {', '.join(values)}")
         disks = Disks()
         self._stations = {one.name: Station(one, node=node_name, disks=disks) for one in settings}
-        self._opening: list[asyncio.Task[None]] = []
         self._removals: list[asyncio.Task[None]] = []
 
     @property
@@ -63,18 +62,14 @@ class Pools:
 
         Never raises for a pool that cannot be opened, and does not wait long for one whose disk hangs.
         """
-        self._opening = [asyncio.create_task(self._open(station)) for station in self]
-        done, _ = await asyncio.wait(self._opening, timeout=START_PATIENCE)
-        for task in done:
-            task.result()
+        await asyncio.gather(*(self._open(station) for station in self))
         self._removals = [asyncio.create_task(station.remove_trash()) for station in self]
 
     async def close(self) -> None:
         """Stop removing trash and begin nothing more."""
-        tasks = [*self._opening, *self._removals]
-        for task in tasks:
+        for task in self._removals:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._removals, return_exceptions=True)
         for station in self:
             station.close()
 
@@ -97,13 +92,18 @@ class Pools:
         self, wanted: str, find: Callable[[Pool], Found | None], *, certain: bool
     ) -> tuple[Station, Found] | None:
         closed: DriverError | None = None
-        for station in self:
+        # Those that answer from memory first: what is in one of them does not wait for one whose disk hangs.
+        for station in sorted(self, key=lambda each: (each.ready is None, each.settings.shared)):
             try:
                 opened = await station.open()
             except DriverError as error:
                 closed = error
                 continue
-            found = await self._look(station, opened, find)
+            try:
+                found = await self._look(station, opened, find)
+            except TimeoutError:
+                closed = UnavailableError(f"pool {station.name} does not answer, its disk may hang")
+                continue
             if found is not None:
                 return station, found
         if certain and closed is not None:
@@ -116,9 +116,10 @@ class Pools:
 
     async def _look(self, station: Station, opened: OpenPool, find: Callable[[Pool], Found | None]) -> Found | None:
         """Of a pool of this node alone from memory, of a shared one from its disk."""
-        if station.settings.shared:
+        if not station.settings.shared:
+            return find(opened.pool)
+        async with asyncio.timeout(LOOK_PATIENCE):
             return await station.lane.run(lambda: find(opened.pool))
-        return find(opened.pool)
 
     async def _open(self, station: Station) -> None:
         with suppress(DriverError):

@@ -158,6 +158,7 @@ class Provisioner:
             quota=backend.promise(parameters.quota),
             on_delete=parameters.on_delete,
             created=self._clock(),
+            ephemeral_at=wish.ephemeral_at,
         )
 
     async def _make_empty(self, station: Station, opened: OpenPool, wish: Creation) -> Record:
@@ -180,12 +181,14 @@ class Provisioner:
             with source.folder() as origin, opened.pool.folder(record.id) as folder:
                 backend.copy(origin, folder, shape_of(record), pace=station.pace)
 
+        async def fit() -> None:
+            with opened.pool.folder(record.id) as folder:
+                await backend.fit(folder, shape_of(record))
+
         await station.copying.run(copy)
         self._step("copied")
         if record.filesystem and record.size > source.what.size:
-            async with station.formatting:
-                with opened.pool.folder(record.id) as folder:
-                    await backend.fit(folder, shape_of(record))
+            await station.run_program(fit)
             self._step("fitted")
         ready = await station.lane.run(lambda: become_ready(opened, record))
         self._step("ready")
@@ -290,9 +293,12 @@ def make_storage(opened: OpenPool, record: Record) -> None:
 
 async def make_filesystem(station: Station, opened: OpenPool, record: Record) -> None:
     """Make the filesystem in storage that the same attempt has just made; the record says that there is none."""
-    async with station.formatting:
+
+    async def make() -> None:
         with opened.pool.folder(record.id) as folder:
             await opened.backend_of(record).format(folder, shape_of(record))
+
+    await station.run_program(make)
 
 
 def become_ready(opened: OpenPool, record: Record) -> Record:

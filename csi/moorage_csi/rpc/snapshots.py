@@ -9,13 +9,14 @@ Where data is shared a copy takes milliseconds. Where it is not, the caller is t
 not ready to use, and asks again; the copy goes on meanwhile.
 
 Deleting: write the record (``deleting``) · rename the folder into the trash. Volumes that were made of it stand for
-themselves.
+themselves. One that is part of a group goes with the group alone, see ``grouping``.
 
 Both run with the snapshot's key held, and its source is kept from being taken away, see ``guard``.
 """
 
 import asyncio
 import contextlib
+import errno
 import logging
 import uuid
 from collections.abc import Callable
@@ -24,7 +25,15 @@ from typing import Final
 
 from moorage_csi import contract
 from moorage_csi.backends.backend import Footprint, Shape
-from moorage_csi.errors import AlreadyExistsError, DriverError, InternalError, NotFoundError, UnavailableError
+from moorage_csi.errors import (
+    AlreadyExistsError,
+    DriverError,
+    ExhaustedError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
 from moorage_csi.rpc.provisioning import no_step, shape_of
@@ -37,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 PATIENCE: Final = 2.0
 """Seconds after which the caller is told that a snapshot is not ready yet."""
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Snapshotter:
@@ -88,7 +99,11 @@ class Snapshotter:
         return found[1]
 
     async def delete(self, wanted: SnapshotId) -> None:
-        """Delete a snapshot; absent is deleted."""
+        """Delete a snapshot; absent is deleted.
+
+        Raises:
+            InvalidArgumentError: it is part of a group.
+        """
         await self._guard.run(wanted, lambda: self._delete(wanted), takes_away=True)
 
     async def _take(self, name: str, source: VolumeId) -> Snapshot:
@@ -109,14 +124,23 @@ class Snapshotter:
 
     async def _make(self, station: Station, record: Record, name: str) -> Snapshot:
         opened = await station.open()
-        holds = await station.lane.run(lambda: _allocated(opened, record))
-        snapshot = self._plan(opened, record, name, holds=holds)
+        holds = await station.lane.run(lambda: allocated(opened, record))
+        snapshot = planned(
+            opened,
+            record,
+            id=snapshot_id_for(name),
+            name=name,
+            uuid=self._new_uuid(),
+            node=self._node_name,
+            holds=holds,
+            created=self._clock(),
+        )
         await station.lane.run(lambda: opened.pool.begin_snapshot(snapshot))
         self._step("begun")
         try:
             await station.copying.run(lambda: self._copy(station, opened, record, snapshot))
             self._step("copied")
-            ready = await station.lane.run(lambda: _complete(opened, record, snapshot))
+            ready = await station.lane.run(lambda: complete(opened, record, snapshot))
         except BaseException as error:
             try:
                 await self._throw_away(station, snapshot)
@@ -125,9 +149,7 @@ class Snapshotter:
                     f"snapshot {name} failed ({error}), and what was begun could not be removed ({second}): ask again"
                 ) from error
             if isinstance(error, OSError):
-                raise InternalError(
-                    f"snapshot {name} could not be taken, and nothing of it is left: {error}"
-                ) from error
+                raise told(error, f"snapshot {name}") from error
             raise
         self._step("ready")
         _log.info(
@@ -136,50 +158,25 @@ class Snapshotter:
         )
         return ready
 
-    def _plan(self, opened: OpenPool, record: Record, name: str, *, holds: int) -> Snapshot:
-        return Snapshot(
-            id=snapshot_id_for(name),
-            name=name,
-            uuid=str(self._new_uuid()),
-            node=self._node_name,
-            pool=opened.pool.name,
-            source=record.id,
-            claim=record.claim,
-            size=record.growing_to or record.size,
-            holds=holds,
-            backend=record.backend,
-            filesystem=record.filesystem,
-            mode=record.mode,
-            permissions=record.permissions,
-            quota=record.quota,
-            state=SnapshotState.CREATING,
-            created=self._clock(),
-            shares=opened.no_reflink is None,
-        )
-
     def _copy(self, station: Station, opened: OpenPool, record: Record, snapshot: Snapshot) -> None:
         with opened.pool.folder(record.id) as origin, opened.pool.snapshots.folder(snapshot.id) as folder:
-            opened.backend_of(record).copy(origin, folder, _unlimited(record), pace=station.pace)
+            opened.backend_of(record).copy(origin, folder, unlimited(record), pace=station.pace)
 
     async def _delete(self, wanted: SnapshotId) -> None:
         found = await self._pools.find_snapshot(wanted)
-        if found is not None:
-            await self._throw_away(*found)
-            _log.info("snapshot deleted", extra={"snapshot": wanted, "pool": found[0].name})
+        if found is None:
+            return
+        station, snapshot = found
+        if snapshot.group is not None:
+            raise InvalidArgumentError(
+                f"snapshot {wanted} is part of group snapshot {snapshot.group} and cannot be deleted alone: delete that one"
+            )
+        await self._throw_away(station, snapshot)
+        _log.info("snapshot deleted", extra={"snapshot": wanted, "pool": station.name})
 
     async def _throw_away(self, station: Station, snapshot: Snapshot) -> None:
-        opened = await station.open()
-
-        def throw_away() -> None:
-            backend = opened.backends.get(snapshot.backend)
-            if backend is not None:
-                with contextlib.suppress(FileNotFoundError), opened.pool.snapshots.folder(snapshot.id) as folder:
-                    backend.retire(folder)
-            opened.pool.discard_snapshot(snapshot)
-
-        await station.lane.run(throw_away)
+        await throw_away(station, snapshot)
         self._step("discarded")
-        station.discarded()
 
 
 def refuse_other_source(snapshot: Snapshot, source: VolumeId) -> None:
@@ -190,20 +187,80 @@ def refuse_other_source(snapshot: Snapshot, source: VolumeId) -> None:
         )
 
 
-def _allocated(opened: OpenPool, record: Record) -> int:
-    """Bytes that the volume has on the disk; its size where that cannot be told."""
+def planned(
+    opened: OpenPool,
+    record: Record,
+    *,
+    id: SnapshotId,  # noqa: A002 - the record's word
+    name: str,
+    uuid: uuid.UUID,
+    node: str,
+    holds: int,
+    created: float,
+) -> Snapshot:
+    """The record of a snapshot of that volume, before anything of it is made."""
+    return Snapshot(
+        id=id,
+        name=name,
+        uuid=str(uuid),
+        node=node,
+        pool=opened.pool.name,
+        source=record.id,
+        claim=record.claim,
+        size=record.growing_to or record.size,
+        holds=holds,
+        backend=record.backend,
+        filesystem=record.filesystem,
+        mode=record.mode,
+        permissions=record.permissions,
+        quota=record.quota,
+        state=SnapshotState.CREATING,
+        created=created,
+        shares=opened.no_reflink is None,
+    )
+
+
+def allocated(opened: OpenPool, record: Record) -> int:
+    """Bytes that the volume has on the disk; its size where that cannot be told. Blocks."""
     found: Footprint | None = None
     with opened.pool.folder(record.id) as folder:
         found = opened.backend_of(record).footprint(folder)
     return record.size if found is None else min(found.allocated, record.size)
 
 
-def _complete(opened: OpenPool, record: Record, snapshot: Snapshot) -> Snapshot:
+def complete(
+    opened: OpenPool, record: Record, snapshot: Snapshot, *, state: SnapshotState = SnapshotState.READY
+) -> Snapshot:
+    """Write that a snapshot is copied, and what it holds; returns that record. Blocks; see ``Pool.complete_snapshot``."""
     with opened.pool.snapshots.folder(snapshot.id) as folder:
         found = opened.backend_of(record).footprint(folder)
-    return opened.pool.complete_snapshot(snapshot, holds=snapshot.holds if found is None else found.allocated)
+    return opened.pool.complete_snapshot(
+        snapshot, holds=snapshot.holds if found is None else found.allocated, state=state
+    )
 
 
-def _unlimited(record: Record) -> Shape:
-    """A snapshot never grows, so nothing holds its size."""
+def unlimited(record: Record) -> Shape:
+    """The shape of a snapshot: it never grows, so nothing holds its size."""
     return replace(shape_of(record), quota=contract.QUOTA_NONE)
+
+
+async def throw_away(station: Station, snapshot: Snapshot) -> None:
+    """Take a snapshot out of its pool, in whatever state; absent is taken out."""
+    opened = await station.open()
+
+    def take_out() -> None:
+        backend = opened.backends.get(snapshot.backend)
+        if backend is not None:
+            with contextlib.suppress(FileNotFoundError), opened.pool.snapshots.folder(snapshot.id) as folder:
+                backend.retire(folder)
+        opened.pool.discard_snapshot(snapshot)
+
+    await station.lane.run(take_out)
+    station.discarded()
+
+
+def told(error: OSError, what: str) -> DriverError:
+    """The error as callers have to hear it, now that all was undone."""
+    if error.errno in _FULL:
+        return ExhaustedError(f"the disk ran full while {what} was taken, and nothing of it is left: {error}")
+    return InternalError(f"{what} could not be taken, and nothing of it is left: {error}")

@@ -12,10 +12,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from moorage_csi import contract
 from moorage_csi.backends import choice, subvolume
@@ -23,9 +23,10 @@ from moorage_csi.backends.backend import Backend, Footprint
 from moorage_csi.backends.choice import Choice
 from moorage_csi.backends.directory import DirectoryBackend
 from moorage_csi.backends.image import Image
+from moorage_csi.backends.layered import Layered
 from moorage_csi.backends.subvolume import Subvolumes
 from moorage_csi.errors import DriverError, InvalidArgumentError, UnavailableError
-from moorage_csi.host import mounts, qgroups, quotas, reflink, syscalls
+from moorage_csi.host import mounts, overlay, qgroups, quotas, reflink, syscalls
 from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.ids import VolumeId
@@ -33,6 +34,8 @@ from moorage_csi.volumes.lane import Lane
 from moorage_csi.volumes.pool import Pool, PoolSettings, Problem
 from moorage_csi.volumes.record import Record, State
 from moorage_csi.volumes.snapshot import SnapshotState
+
+Answer = TypeVar("Answer")
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,9 @@ COPIES: Final = 2
 
 REMOVALS_PER_SECOND: Final = 2000
 """Entries of deleted volumes that are removed, at most: deleting must not starve what is in use."""
+
+OPEN_PATIENCE: Final = 5.0
+"""Seconds that a caller waits for a pool to open."""
 
 _REST_EVERY: Final = 100
 _RETRY_REMOVAL: Final = 60.0
@@ -58,11 +64,8 @@ class OpenPool:
         self.backends = backends
         self.chosen = chosen
         self.no_reflink = no_reflink
-
-    @property
-    def disk(self) -> int:
+        self.disk = os.fstat(pool.root.fd).st_dev
         """The number of the filesystem that the pool lies on."""
-        return os.fstat(self.pool.root.fd).st_dev
 
     def backend_of(self, record: Record) -> Backend:
         """The backend that made the volume."""
@@ -137,13 +140,15 @@ class Station:
     ) -> None:
         self.settings = settings
         self.lane = Lane(f"pool-{settings.name}")
-        self.formatting = asyncio.Semaphore(FORMATS)
+        self._formatting = Lane(f"formats-{settings.name}", threads=FORMATS)
         self.copying = Lane(f"copies-{settings.name}", threads=COPIES)
         self._node = node
         self._disks = disks
         self._clock = clock
         self._token = token
         self._opening = threading.Lock()
+        self._openings_ended = 0
+        self._late: int | None = None
         self._open: OpenPool | None = None
         self._closed = threading.Event()
         self._trouble = "it has not been opened yet"
@@ -174,6 +179,8 @@ class Station:
                 except OSError as error:
                     self._say(str(error))
                     raise UnavailableError(f"pool {self.name} cannot be opened: {error}") from error
+                finally:
+                    self._openings_ended += 1
                 self._trouble = ""
         return self._open
 
@@ -183,9 +190,33 @@ class Station:
         return self._open
 
     async def open(self) -> OpenPool:
-        """Like ``opened``, for the event loop: blocks a thread of the pool's own if at all."""
+        """Like ``opened``, for the event loop: blocks a thread of the pool's own if at all.
+
+        Where the disk hangs the first callers wait for a while, and all others are told at once: the pools beside it are
+        asked for too.
+        """
         opened = self._open
-        return opened if opened is not None else await self.lane.run(self.opened)
+        if opened is not None:
+            return opened
+        ended = self._openings_ended
+        try:
+            if self._late != ended:
+                async with asyncio.timeout(OPEN_PATIENCE):
+                    return await self.lane.run(self.opened)
+        except TimeoutError:
+            self._late = ended
+        raise UnavailableError(
+            f"pool {self.name} is being opened since more than {OPEN_PATIENCE:g} s, its disk may hang: look at "
+            f"{self.settings.path} on the node; the pool opens by itself when that ends"
+        )
+
+    async def run_program(self, work: Callable[[], Coroutine[None, None, Answer]]) -> Answer:
+        """Run ``work``, which makes or grows a filesystem by a program, in a thread and an event loop of its own.
+
+        What it does to the pool's disk beside waiting for the program may hang with that disk. Cancelling the caller leaves
+        it at work.
+        """
+        return await self._formatting.run(lambda: asyncio.run(work()))
 
     def discarded(self) -> None:
         """Say, in the event loop, that something came into the trash."""
@@ -230,11 +261,17 @@ class Station:
             problems=opened.pool.problems if opened else (),
         )
 
+    @property
+    def idle(self) -> bool:
+        """Whether none of the pool's threads is at work."""
+        return all(lane.idle for lane in (self.lane, self.copying, self._formatting, self._trash_lane))
+
     def close(self) -> None:
         """Begin nothing more. What runs in a thread goes on until the process ends."""
         self._closed.set()
         self.lane.close()
         self.copying.close()
+        self._formatting.close()
         self._trash_lane.close()
 
     def release(self) -> None:
@@ -268,6 +305,10 @@ class Station:
         try:
             facts = _facts(pool)
             image, directory = Image(), DirectoryBackend(filesystem=facts.filesystem, no_quota=facts.no_quota)
+            if not pool.settings.shared:
+                # Before the others, since to it alone the folders of both kinds are told apart.
+                layered = Layered(no_overlay=overlay.overlay_supported())
+                backends[layered.name] = layered
             backends |= {image.name: image, directory.name: directory}
             if facts.filesystem == subvolume.FILESYSTEM and not pool.settings.shared:
                 subvolumes = Subvolumes(no_quota=facts.no_subvolume_quota)
@@ -305,10 +346,10 @@ class Station:
     def _remove_all(self) -> float | None:
         """Remove every folder in the trash that can be, and whose time is over.
 
-        Returns seconds until it is to be done again; None where nothing waits for that.
+        Returns seconds until it is to be done again; None where nothing waits for that. A pool that is not open may be later.
         """
         if self._open is None:
-            return None
+            return _RETRY_REMOVAL
         due = self._open.pool.exits.sweep()
         trash = self._open.pool.trash
         left = self._trash_count = len(names := trash.names())

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from moorage_csi import quantity
+from moorage_csi.contract import BACKEND_LAYERED
 from moorage_csi.errors import ExhaustedError
 from moorage_csi.host.paths import Directory
 from moorage_csi.volumes import identity
@@ -18,8 +19,16 @@ from moorage_csi.volumes.disk import Disk
 from moorage_csi.volumes.exits import Exits
 from moorage_csi.volumes.holding import Holding
 from moorage_csi.volumes.ids import SnapshotId, VolumeId
-from moorage_csi.volumes.record import Record
-from moorage_csi.volumes.room import Footprint, Room, Stake, stake_of_remnant, stake_of_snapshot, stake_of_volume
+from moorage_csi.volumes.record import Record, State
+from moorage_csi.volumes.room import (
+    Footprint,
+    Room,
+    Stake,
+    stake_of_layer,
+    stake_of_remnant,
+    stake_of_snapshot,
+    stake_of_volume,
+)
 from moorage_csi.volumes.settings import PoolSettings
 from moorage_csi.volumes.snapshot import Snapshot
 
@@ -111,11 +120,20 @@ class Account:
             overcommit=self._settings.overcommit,
         )
 
+    def beside(self, record: Record) -> Stake:
+        """What making this volume needs beside its size: nothing, but for a copy of a volume of layers, see ``room``."""
+        if record.backend != BACKEND_LAYERED or record.source is None:
+            return Stake()
+        source = self._volumes.records.get(VolumeId(record.source))
+        return Stake() if source is None else stake_of_layer(source, self._found_in(self._volumes, source.id, source))
+
     def claims(self) -> tuple[int, int]:
         """Bytes promised to this pool's volumes and snapshots, and bytes of them that are not written yet."""
         total = Stake()
         for name, record in self._volumes.known():
             total += stake_of_volume(record, self._found_in(self._volumes, name, record))
+            if record is not None and record.state is State.CREATING:
+                total += self.beside(record)
         for name, snapshot in self._snapshots.known():
             total += stake_of_snapshot(snapshot, self._found_in(self._snapshots, name, None))
         # After the others, so that what leaves meanwhile is counted twice rather than not at all.

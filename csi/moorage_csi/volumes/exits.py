@@ -24,7 +24,7 @@ from moorage_csi.volumes.holding import SNAPSHOTS, VOLUMES
 from moorage_csi.volumes.record import RECORD_NAME, Record, State
 from moorage_csi.volumes.remains import Remains, Remnant
 from moorage_csi.volumes.settings import PoolSettings
-from moorage_csi.volumes.snapshot import Snapshot, SnapshotState
+from moorage_csi.volumes.snapshot import UNGIVEN, Snapshot
 from moorage_csi.volumes.trash import IDS, Trash
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Exits:
 
     def take_snapshot(self, snapshot: Snapshot, source: Directory, name: str) -> None:
         """Move a snapshot's folder out. FileNotFoundError where it has gone already."""
-        given = snapshot.state is not SnapshotState.CREATING
+        given = snapshot.state not in UNGIVEN
         self.trash.put(source, name, snapshot.id, left=self._clock() if given else None, shares=snapshot.shares)
 
     def sweep(self) -> float | None:

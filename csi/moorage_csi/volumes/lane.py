@@ -44,6 +44,11 @@ class Lane:
         future.add_done_callback(self._left)
         return await asyncio.shield(future)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._inside
+
     def close(self) -> None:
         """Begin nothing more; what runs goes on."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -44,6 +44,7 @@ _MAKING: Final = "making"
 _FOLDERS: Final = (VOLUMES.folder, SNAPSHOTS.folder, _MAKING, *exits.FOLDERS)
 _PRIVATE: Final = 0o700
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNFINISHED: Final = frozenset({SnapshotState.CREATING, SnapshotState.DELETING})
 
 
 class Pool:
@@ -192,7 +193,7 @@ class Pool:
             FileExistsError: the id has a folder already.
         """
         with self._account.promising():
-            self._account.afford(Stake(promised=record.size, unwritten=record.size))
+            self._account.afford(Stake(promised=record.size, unwritten=record.size) + self._account.beside(record))
             self.volumes.begin(record)
 
     def begin_snapshot(self, snapshot: Snapshot) -> None:
@@ -201,10 +202,13 @@ class Pool:
             self._account.afford(Stake(promised=snapshot.holds, unwritten=snapshot.holds))
             self.snapshots.begin(snapshot)
 
-    def complete_snapshot(self, snapshot: Snapshot, *, holds: int) -> Snapshot:
+    def complete_snapshot(
+        self, snapshot: Snapshot, *, holds: int, state: SnapshotState = SnapshotState.READY
+    ) -> Snapshot:
         """Write that the snapshot is ready and holds so many bytes, which are promised from now on; returns that record.
 
-        One that is ready already is returned as it is. A crash leaves it as it was, or ready.
+        One of a group becomes ``copied`` first. One that is ready already is returned as it is. A crash leaves it as it
+        was, or ready.
 
         Raises:
             NotFoundError: the pool has it no more.
@@ -221,7 +225,7 @@ class Pool:
                 raise UnavailableError(f"snapshot {known.id} is {known.state}: ask again when that has ended")
             more = max(0, holds - known.holds)
             self._account.afford(Stake(promised=more, unwritten=more))
-            ready = replace(known, state=SnapshotState.READY, holds=holds)
+            ready = replace(known, state=state, holds=holds)
             self.snapshots.update(ready)
             return ready
 
@@ -299,7 +303,10 @@ class Pool:
                     self._account.afford(stake_of_snapshot(snapshot, found), given_back=kept)
                     self.snapshots.take_back(source, left.name, snapshot)
                     return snapshot
-                volume = replace(old, state=State.READY) if old.state is State.DELETING else old
+                # One of a pod, which went without it, would go again: taken back it is a volume like any other.
+                volume = replace(old, ephemeral_at=None)
+                if volume.state is State.DELETING:
+                    volume = replace(volume, state=State.READY)
                 self._account.afford(stake_of_volume(volume, found), given_back=kept)
                 self.volumes.take_back(source, left.name, volume)
                 return volume
@@ -338,16 +345,16 @@ class Pool:
         """Bring to an end what an earlier process of this node left in the middle.
 
         Volumes and snapshots that never became ready go to the trash, deletions that began are finished, half-made
-        folders are removed. A wipe or a grow that began stays as it is until it is asked for again: the volume is
-        somebody's. It may itself be interrupted and repeated. In a shared pool only what this node began is touched:
-        another node may be at work.
+        folders are removed. What becomes of a snapshot that is copied, other pools decide too, see ``rpc.membership``.
+        A wipe or a grow that began stays as it is until it is asked for again: the volume is somebody's. It may itself be
+        interrupted and repeated. In a shared pool only what this node began is touched: another node may be at work.
         """
         for record in self.volumes.records.values():
             if record.state not in GIVEN and self._is_mine(record):
                 with self._settling(record):
                     self.discard(record)
         for snapshot in self.snapshots.records.values():
-            if snapshot.state is not SnapshotState.READY and self._is_mine(snapshot):
+            if snapshot.state in _UNFINISHED and self._is_mine(snapshot):
                 with self._settling(snapshot):
                     self.discard_snapshot(snapshot)
         if not self.settings.shared:

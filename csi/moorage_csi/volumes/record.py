@@ -33,12 +33,14 @@ __all__ = [
     "serialise",
 ]
 
-RECORD_VERSION: Final = 3
-"""The newest form. Version 1 knows nothing of wiping, version 2 nothing of copying and growing. A record is written in
-the oldest form that can say all of it, so that an older release reads every volume it could have made."""
+RECORD_VERSION: Final = 4
+"""The newest form. Version 1 knows nothing of wiping, version 2 nothing of copying and growing, version 3 nothing of
+volumes that end with their pod. A record is written in the oldest form that can say all of it, so that an older release
+reads every volume it could have made."""
 
 _WIPES: Final = 2
 _COPIES: Final = 3
+_ENDS: Final = 4
 
 RECORD_NAME: Final = "record.json"
 
@@ -86,6 +88,9 @@ class Record:
     copy was made without copying, by reflink or as a subvolume: what it has on the disk may be its source's too, see
     ``room``. It is never set on a source because something was copied from it. ``growing_to`` is the size that the
     volume is being given, which is promised already; None while nothing grows.
+
+    ``ephemeral_at`` is the path at which the one pod has it for which it was made, and with which it ends; None for a volume
+    that a claim may have.
     """
 
     id: VolumeId
@@ -109,6 +114,12 @@ class Record:
     source: VolumeId | SnapshotId | None = None
     shares: bool = False
     growing_to: int | None = None
+    ephemeral_at: str | None = None
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether it ends with its pod. Nothing that was made for a claim ever becomes so."""
+        return self.ephemeral_at is not None
 
 
 def serialise(record: Record) -> bytes:
@@ -140,6 +151,8 @@ def serialise(record: Record) -> bytes:
         document |= {"source": record.source, "shares": record.shares, "growingToBytes": record.growing_to}
     else:
         document["parent"] = None
+    if version >= _ENDS:
+        document["ephemeralAt"] = record.ephemeral_at
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
@@ -176,6 +189,7 @@ def parse(content: bytes) -> Record:
         source=_source(fields) if copies else None,
         shares=fields.take("shares", bool) if copies else False,
         growing_to=_growth(fields) if copies else None,
+        ephemeral_at=fields.text("ephemeralAt") if version >= _ENDS and not fields.is_null("ephemeralAt") else None,
     )
     fields.end()
     _refuse_senseless(record)
@@ -198,6 +212,8 @@ def claim_in(fields: Fields, key: str) -> Claim | None:
 
 
 def _oldest_for(record: Record) -> int:
+    if record.ephemeral_at is not None:
+        return _ENDS
     if record.source is not None or record.shares or record.growing_to is not None:
         return _COPIES
     return _WIPES if record.wiped_for else 1
@@ -208,6 +224,8 @@ def _refuse_senseless(record: Record) -> None:
         raise DamagedRecordError("state is 'wiping', and no claim is named for which")
     if record.growing_to is not None and record.growing_to <= record.size:
         raise DamagedRecordError(f"growingToBytes is {record.growing_to}, and sizeBytes {record.size}")
+    if record.ephemeral_at is not None and not record.ephemeral_at.startswith("/"):
+        raise DamagedRecordError(f"ephemeralAt is {record.ephemeral_at!r}, not an absolute path")
     if record.source == record.id:
         raise DamagedRecordError(f"source is {record.source}, the volume itself")
 

@@ -15,6 +15,13 @@ It holds too while a source is gone, where it is less than could be promised: th
 it holds for what was deleted and lies in the trash, or was retained or archived. Nothing is promised to that any more:
 it takes the room that the filesystem says it takes, and comes back to be promised when it is removed. But where it
 shares, the volume that it shares with cannot be written anew in place, so it counts as a snapshot does.
+
+Layers are another way to have data in common: they never change, so they take what they take, and nothing is promised to
+them. But when a volume of layers is copied, what it has written becomes a layer, and it can write as much anew. So while
+the copy is made it needs that much beside its own size. After that it counts of itself: with the source, which has not
+written it yet, or, where the layer had to be a copy, as room that the disk does not have any more. An example: a disk of 100 Gi, on it
+such a volume of 10 Gi, written to its end. A clone is promised 10 Gi and needs 20; 70 Gi can be promised then, for
+there are 10 Gi in the layer, and either volume can write 10.
 """
 
 from dataclasses import dataclass
@@ -59,6 +66,12 @@ def stake_of_volume(record: Record | None, found: Footprint | None) -> Stake:
     promised = max(promised, found.size)
     own = record is not None and not record.shares
     return Stake(promised=promised, unwritten=max(0, promised - found.allocated) if own else promised)
+
+
+def stake_of_layer(source: Record, found: Footprint | None) -> Stake:
+    """What a copy of a volume of layers needs beside its own size, as long as it is being made."""
+    written = source.size if found is None else found.allocated
+    return Stake(promised=written, unwritten=written)
 
 
 def stake_of_snapshot(snapshot: Snapshot | None, found: Footprint | None) -> Stake:

@@ -2,6 +2,9 @@
 
 A snapshot stands for itself. It outlives its source, so it repeats what a restore has to know and what a person has
 to know who finds it when the cluster is lost. It never changes once it is ready.
+
+One that is part of a group snapshot names all of the group, and is ``copied`` for a while: whole, and not yet anybody's,
+see ``rpc.grouping``.
 """
 
 import enum
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from moorage_csi.volumes.fields import DamagedRecordError, Fields
-from moorage_csi.volumes.ids import SNAPSHOT_ID, VOLUME_ID, SnapshotId, VolumeId
+from moorage_csi.volumes.ids import GROUP_ID, SNAPSHOT_ID, VOLUME_ID, GroupId, SnapshotId, VolumeId
 from moorage_csi.volumes.record import Claim, Mode, claim_in, document_of
 
 SNAPSHOT_VERSION: Final = 1
@@ -21,8 +24,13 @@ class SnapshotState(enum.StrEnum):
     """How far a snapshot's life has come."""
 
     CREATING = "creating"
+    COPIED = "copied"
     READY = "ready"
     DELETING = "deleting"
+
+
+UNGIVEN: Final = frozenset({SnapshotState.CREATING, SnapshotState.COPIED})
+"""States of a snapshot that nobody was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +41,8 @@ class Snapshot:
     made of it has at least. ``holds`` is what is promised to it: while it is being made the most that it can come to,
     then what it has on the disk, and never more, because it never changes. ``shares`` says that it was made without
     copying, so that what it holds may be its source's too, see ``room``. ``source`` may be gone by now, ``claim`` is
-    the one that the source was made for. ``group`` is the id of the group snapshot that it is part of.
+    the one that the source was made for. ``group`` is the id of the group snapshot that it is part of, and ``members`` are
+    all of that group, itself too, in their order; then ``name`` is the group's.
     """
 
     id: SnapshotId
@@ -53,7 +62,8 @@ class Snapshot:
     state: SnapshotState
     created: float
     shares: bool
-    group: str | None = None
+    group: GroupId | None = None
+    members: tuple[SnapshotId, ...] = ()
 
 
 def serialise(snapshot: Snapshot) -> bytes:
@@ -78,6 +88,7 @@ def serialise(snapshot: Snapshot) -> bytes:
         "created": snapshot.created,
         "shares": snapshot.shares,
         "group": snapshot.group,
+        "members": list(snapshot.members),
     }
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
@@ -108,15 +119,27 @@ def parse(content: bytes) -> Snapshot:
         created=fields.moment("created"),
         shares=fields.take("shares", bool),
         group=_group(fields),
+        members=_members(fields.take("members", list)),
     )
     fields.end()
+    _refuse_senseless(snapshot)
     return snapshot
 
 
-def _group(fields: Fields) -> str | None:
-    if fields.is_null("group"):
-        return None
-    group = fields.text("group")
-    if not group:
-        raise DamagedRecordError("field 'group' is empty; a snapshot of no group has null there")
-    return group
+def _group(fields: Fields) -> GroupId | None:
+    return None if fields.is_null("group") else GroupId(fields.one_of("group", GROUP_ID))
+
+
+def _members(values: list[Any]) -> tuple[SnapshotId, ...]:
+    if any(type(value) is not str or not SNAPSHOT_ID.fullmatch(value) for value in values):
+        raise DamagedRecordError(f"field 'members' is {values!r}, not a list of ids of snapshots")
+    return tuple(SnapshotId(value) for value in values)
+
+
+def _refuse_senseless(snapshot: Snapshot) -> None:
+    if (snapshot.group is None) is not (snapshot.id not in snapshot.members):
+        raise DamagedRecordError(f"group is {snapshot.group}, and members are {list(snapshot.members)}")
+    if snapshot.members and snapshot.group is None:
+        raise DamagedRecordError("there are members, and no group")
+    if snapshot.state is SnapshotState.COPIED and snapshot.group is None:
+        raise DamagedRecordError("state is 'copied', which only a snapshot of a group is")

@@ -43,6 +43,7 @@ _made = st.builds(
     source=st.none() | _VOLUME_IDS | _SNAPSHOT_IDS,
     shares=st.booleans(),
     growing_to=st.none() | st.integers(min_value=1 << 62, max_value=1 << 63).map(lambda size: size + 1),
+    ephemeral_at=st.none() | _TEXT.map("/{}".format),
 )
 
 a_record = _made.filter(
@@ -71,6 +72,8 @@ EXAMPLE = Record(
 
 WIPED = replace(EXAMPLE, wiped_for=("uid-1", "uid-2"))
 COPIED = replace(WIPED, source=SnapshotId("snap-" + "1" * 32), shares=True, growing_to=8192)
+
+OF_A_POD = replace(EXAMPLE, ephemeral_at="/var/lib/kubelet/pods/0f2/volumes/kubernetes.io~csi/scratch/mount")
 
 _WRITTEN_BY_0_1 = b"""{
   "backend": "image",
@@ -105,7 +108,7 @@ def test_a_record_that_is_written_is_the_record_that_is_read(record: Record) -> 
 
 
 def test_every_field_is_in_the_file() -> None:
-    assert len(json.loads(serialise(COPIED))) == len(fields(Record)) + 1
+    assert len(json.loads(serialise(OF_A_POD))) == len(fields(Record)) + 1
 
 
 def test_what_the_first_release_wrote_is_read_and_written_as_it_did() -> None:
@@ -129,6 +132,21 @@ def test_only_a_volume_that_was_copied_or_grows_needs_a_release_that_knows_of_it
         changed = replace(plain, **changes)
         assert json.loads(serialise(changed))["version"] == 3
         assert parse(serialise(changed)) == changed
+
+
+def test_only_a_volume_that_ends_with_its_pod_needs_a_release_that_knows_of_it() -> None:
+    for plain in (EXAMPLE, WIPED, COPIED):
+        assert json.loads(serialise(plain))["version"] < 4
+        assert not parse(serialise(plain)).ephemeral
+    assert json.loads(serialise(OF_A_POD))["version"] == 4
+    assert parse(serialise(OF_A_POD)).ephemeral
+
+
+@pytest.mark.parametrize("value", [True, False, 1, "", "pods/0f2", []])
+def test_a_place_of_a_pod_that_makes_no_sense_is_refused(value: object) -> None:
+    document = json.loads(serialise(OF_A_POD)) | {"ephemeralAt": value}
+    with pytest.raises(DamagedRecordError, match="ephemeralAt"):
+        parse(json.dumps(document).encode())
 
 
 _NO_SOURCES: list[object] = [1, "", "vol-1", "../etc", "snap-" + "g" * 32, EXAMPLE.id, []]
@@ -239,8 +257,8 @@ def test_a_missing_and_an_unknown_field_are_refused() -> None:
 
 
 def test_a_record_of_a_newer_release_is_told_as_such() -> None:
-    document = json.loads(serialise(EXAMPLE)) | {"version": 4}
-    with pytest.raises(DamagedRecordError, match="version 4 was written by a newer release"):
+    document = json.loads(serialise(EXAMPLE)) | {"version": 5}
+    with pytest.raises(DamagedRecordError, match="version 5 was written by a newer release"):
         parse(json.dumps(document).encode())
 
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from moorage_csi.volumes import record
 from moorage_csi.volumes.fields import DamagedRecordError
-from moorage_csi.volumes.ids import SNAPSHOT_ID, SnapshotId, VolumeId, snapshot_id_for
+from moorage_csi.volumes.ids import (
+    GROUP_ID,
+    SNAPSHOT_ID,
+    SnapshotId,
+    VolumeId,
+    group_id_for,
+    member_id_for,
+    snapshot_id_for,
+)
 from moorage_csi.volumes.record import Claim, Mode
 from moorage_csi.volumes.snapshot import Snapshot, SnapshotState, parse, serialise
 from tests.unit.csi.pool_world import a_snapshot, a_volume
@@ -32,17 +40,24 @@ a_made_one = st.builds(
     mode=st.sampled_from(Mode),
     permissions=st.integers(min_value=0, max_value=0o777),
     quota=_TEXT,
-    state=st.sampled_from(SnapshotState),
+    state=st.just(SnapshotState.READY),
     created=st.floats(min_value=0, max_value=1e11),
     shares=st.booleans(),
-    group=st.none() | _TEXT.filter(bool),
 )
 
-EXAMPLE = replace(a_snapshot(a_volume()), group="group-1")
+OTHER = member_id_for("group", VolumeId("vol-" + "1" * 32))
+ALONE = a_snapshot(a_volume())
+EXAMPLE = replace(ALONE, group=group_id_for("group"), members=(ALONE.id, OTHER), state=SnapshotState.COPIED)
 
 
-@given(a_made_one)
-def test_a_snapshot_that_is_written_is_the_snapshot_that_is_read(snapshot: Snapshot) -> None:
+@given(a_made_one, st.sampled_from(SnapshotState), st.booleans())
+def test_a_snapshot_that_is_written_is_the_snapshot_that_is_read(
+    alone: Snapshot, state: SnapshotState, grouped: bool
+) -> None:
+    members = (OTHER, alone.id) if grouped else ()
+    snapshot = replace(alone, group=group_id_for("group") if grouped else None, members=members)
+    if grouped or state is not SnapshotState.COPIED:
+        snapshot = replace(snapshot, state=state)
     assert parse(serialise(snapshot)) == snapshot
 
 
@@ -55,6 +70,10 @@ def test_an_id_follows_from_the_name_and_can_be_no_path(name: str) -> None:
     assert SNAPSHOT_ID.fullmatch(snapshot_id_for(name))
     assert snapshot_id_for(name) == snapshot_id_for(name)
     assert snapshot_id_for(name) != snapshot_id_for(f"{name}.")
+    assert GROUP_ID.fullmatch(group_id_for(name))
+    member = member_id_for(name, VolumeId("vol-1"))
+    assert SNAPSHOT_ID.fullmatch(member)
+    assert member not in (snapshot_id_for(f"{name}vol-1"), member_id_for(f"{name}.", VolumeId("vol-1")))
 
 
 def test_a_volume_is_no_snapshot_and_a_snapshot_is_no_volume() -> None:
@@ -76,6 +95,13 @@ def test_a_record_of_a_newer_release_is_told_as_such() -> None:
         parse(json.dumps(document).encode())
 
 
+def test_only_a_snapshot_of_a_group_is_copied_before_it_is_ready() -> None:
+    document = json.loads(serialise(EXAMPLE)) | {"group": None, "members": []}
+    with pytest.raises(DamagedRecordError, match="copied"):
+        parse(json.dumps(document).encode())
+    assert parse(json.dumps(document | {"state": "ready"}).encode()) == replace(ALONE, state=SnapshotState.READY)
+
+
 def test_a_missing_and_an_unknown_field_are_refused() -> None:
     document = json.loads(serialise(EXAMPLE))
     with pytest.raises(DamagedRecordError, match="encrypted"):
@@ -92,7 +118,8 @@ WRONG: dict[str, list[object]] = {
     "holdsBytes": [-1, True, None],
     "state": ["wiping", None],
     "shares": [0, None],
-    "group": ["", 1],
+    "group": ["", 1, None, "group-1", "grp-1"],
+    "members": [None, [], ["snap-1"], [1], {}, [OTHER]],
     "claim": [[], {"namespace": "shop"}, "shop/db"],
     "permissions": ["770", 504],
     "mode": ["tape"],

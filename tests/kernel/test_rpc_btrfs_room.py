@@ -1,0 +1,121 @@
+"""A volume on btrfs can be written anew from its first byte to its last, whatever copies of it hold on to the old ones.
+
+Simple quotas count what a volume wrote for as long as anybody refers to it, so its limit has to be higher than its size
+for as long as there are copies, and not for longer.
+"""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from moorage_csi.host import qgroups
+from moorage_csi.proto import csi_pb2 as csi
+from tests.kernel.kinds import BTRFS
+from tests.kernel.loop_filesystem import MIB, fill
+from tests.kernel.rpc_driver import Driver, running
+from tests.kernel.test_rpc_snapshots import copy, snapshot
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
+
+SIZE = 64 * MIB
+DATA = 48 * MIB
+DISK_QUOTA = 122
+"""EDQUOT."""
+
+
+@pytest.fixture
+async def driver(area: Path) -> AsyncIterator[Driver]:
+    with BTRFS.pool(area) as pool:
+        fd = os.open(pool.parent, os.O_RDONLY)
+        try:
+            if qgroups.state(fd).quota is not qgroups.Quota.SIMPLE:
+                pytest.skip("the kernel has no simple quotas of btrfs (6.7)")
+        finally:
+            os.close(fd)
+        async with running(area, [BTRFS.settings(pool)]) as started:
+            yield started
+
+
+async def published(driver: Driver, name: str = "pvc-1") -> tuple[str, Path]:
+    volume = await BTRFS.create(driver, name, size=SIZE)
+    target = driver.target(name)
+    await driver.publish(volume, target)
+    fill(target / "old", DATA)
+    return volume, target
+
+
+def limit(driver: Driver, volume: str) -> int:
+    fd = os.open(driver.volume_folder(volume) / "data", os.O_RDONLY)
+    try:
+        return qgroups.read_limit(fd).limit
+    finally:
+        os.close(fd)
+
+
+async def written_anew(target: Path) -> None:
+    """Replace all that is in the volume, and find its end where it was before."""
+    (target / "old").unlink(missing_ok=True)
+    os.sync()
+    assert fill(target / "new", DATA) == DATA
+    assert 0.9 * SIZE <= fill(target / "new", end=DISK_QUOTA) 
+    (target / "new").unlink()
+
+
+async def deleted(driver: Driver, snapshot_id: str) -> None:
+    await driver.controller.DeleteSnapshot(csi.DeleteSnapshotRequest(snapshot_id=snapshot_id))
+    await driver.emptied()
+
+
+async def test_beside_a_snapshot_everything_can_be_written_anew_and_no_more_once_it_is_gone(driver: Driver) -> None:
+    volume, target = await published(driver)
+    taken = await snapshot(driver, volume)
+    assert SIZE + DATA <= limit(driver, volume) <= SIZE + DATA + 2 * MIB
+    await written_anew(target)
+    await deleted(driver, taken.snapshot_id)
+    assert limit(driver, volume) == SIZE
+    assert fill(target / "full", end=DISK_QUOTA) <= SIZE
+    await driver.unpublish(volume, target)
+
+
+async def test_beside_a_clone_too_and_the_clone_has_its_own_size(driver: Driver) -> None:
+    volume, target = await published(driver)
+    made = (await copy(driver, volume=volume, size=SIZE)).volume_id
+    other = driver.target("other")
+    await driver.publish(made, other)
+    assert limit(driver, made) == SIZE
+    await written_anew(target)
+    await driver.unpublish(made, other)
+    await driver.delete(made)
+    await driver.emptied()
+    assert limit(driver, volume) == SIZE
+    await driver.unpublish(volume, target)
+
+
+async def test_many_snapshots_of_what_does_not_change_do_not_add_up(driver: Driver) -> None:
+    volume, target = await published(driver)
+    taken = [await snapshot(driver, volume, f"snap-{number}") for number in range(5)]
+    assert limit(driver, volume) <= SIZE + DATA + 2 * MIB
+    for each in taken[:4]:
+        await deleted(driver, each.snapshot_id)
+    await written_anew(target)
+    await deleted(driver, taken[4].snapshot_id)
+    assert limit(driver, volume) == SIZE
+    await driver.unpublish(volume, target)
+
+
+async def test_a_volume_that_grows_beside_a_snapshot_keeps_that_room_and_is_well(driver: Driver) -> None:
+    volume, target = await published(driver)
+    taken = await snapshot(driver, volume)
+    await driver.controller.ControllerExpandVolume(
+        csi.ControllerExpandVolumeRequest(
+            volume_id=volume, capacity_range=csi.CapacityRange(required_bytes=2 * SIZE)
+        )
+    )
+    assert 2 * SIZE + DATA <= limit(driver, volume) <= 2 * SIZE + DATA + 2 * MIB
+    looked = await driver.controller.ControllerGetVolume(csi.ControllerGetVolumeRequest(volume_id=volume))
+    assert not looked.status.volume_condition.abnormal, looked.status.volume_condition.message
+    await deleted(driver, taken.snapshot_id)
+    assert limit(driver, volume) == 2 * SIZE
+    await driver.unpublish(volume, target)
