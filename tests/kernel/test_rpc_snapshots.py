@@ -161,12 +161,12 @@ async def test_a_device_is_copied_as_it_was_written(area: Path) -> None:
         target, other = driver.target("pod"), driver.target("other")
         await driver.publish(volume, target, wanted=wanted)
         target.write_bytes(b"on the device")
+        await driver.unpublish(volume, target)
         taken = await snapshot(driver, volume)
         made = await copy(driver, snapshot=taken.snapshot_id, wanted=wanted)
         await driver.publish(made.volume_id, other, wanted=wanted)
         with other.open("rb") as device:
             assert device.read(13) == b"on the device"
-        await driver.unpublish(volume, target)
         await driver.unpublish(made.volume_id, other)
 
 

@@ -11,6 +11,7 @@ the RPC layer sees to that.
 """
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +29,9 @@ from moorage_csi.backends.targets import (
     take_away,
 )
 from moorage_csi.contract import BACKEND_IMAGE, FILESYSTEMS, QUOTA_ENFORCED
-from moorage_csi.errors import NotFoundError, PreconditionError, UnavailableError
-from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, paths, reflink
+from moorage_csi.errors import InFlightError, NotFoundError, PreconditionError, UnavailableError
+from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, paths
 from moorage_csi.host.loops import LoopStatus
-from moorage_csi.host.mounts import Mount
 from moorage_csi.host.paths import Directory
 
 FILE: Final = "image"
@@ -42,7 +42,6 @@ FREEZE_SECONDS: Final = 30.0
 _MODE: Final = 0o600
 _ALWAYS: Final = {filesystems.XFS: ("nouuid",)}
 """A copy has the uuid of its source, and xfs refuses to mount two of one."""
-_LABEL_LIMIT: Final = 63
 _HELD_PAUSES: Final = (0.01, 0.04)
 _MINIMUM_BLOCK: Final = 1 << 20
 _BLOCK_UNIT: Final = 512
@@ -93,11 +92,9 @@ class Image:
     @contextlib.contextmanager
     def held(self, folder: Directory) -> Iterator[None]:
         """Freeze the filesystem, where it is mounted; see ``Backend.held``. Nobody can keep a device still in use."""
-        with _opened(folder, os.O_RDONLY) as fd:
+        with _kept(folder, alone=False), _opened(folder, os.O_RDONLY) as fd:
             if not imagefile.mounts_of(fd) and (users := self.users(folder)):
-                raise PreconditionError(
-                    f"it is used as a device ({', '.join(users)}), which cannot be kept still: end the pods that use it"
-                )
+                raise _unsteady(users)
             with imagefile.still(fd, seconds=FREEZE_SECONDS):
                 yield
 
@@ -106,13 +103,17 @@ class Image:
     ) -> None:
         """Copy the file, sharing its data where the pool's filesystem can; a mounted filesystem is frozen meanwhile.
 
-        So the copy is of one moment. Of a device it is what was written to it so far, as after a power cut.
+        So the copy is of one moment. Of a device it is what was written to it so far, as after a power cut; a device in
+        use is only copied where that takes a moment, because nobody can keep it still.
         """
-        with _opened(source, os.O_RDONLY) as origin:
+        with _kept(source, alone=False), _opened(source, os.O_RDONLY) as origin:
             fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
             try:
                 with contextlib.nullcontext() if held else imagefile.still(origin, seconds=FREEZE_SECONDS):
-                    _copied(origin, fd, pace)
+                    if not imagefile.shared_out(origin, fd):
+                        if not imagefile.mounts_of(origin) and (users := self.users(source)):
+                            raise _unsteady(users)
+                        copying.copy_data(origin, fd, progress=lambda _: pace())
                 if os.fstat(fd).st_size < shape.size:
                     os.ftruncate(fd, shape.size)
                 os.fsync(fd)
@@ -142,7 +143,7 @@ class Image:
             return True
         if not growing.grows_unmounted(shape.filesystem):
             return False
-        with _opened(folder) as fd:
+        with _kept(folder, alone=True), _opened(folder) as fd:
             await growing.grow_image(fd, shape.filesystem)
             os.fsync(fd)
         return True
@@ -155,7 +156,8 @@ class Image:
             writable = [mount for mount in imagefile.mounts_of(fd) if "rw" in mount.filesystem_options]
             if not writable:
                 return False
-            _grow_at(writable[0], shape, size=os.fstat(fd).st_size)
+            with _kept(folder, alone=True), imagefile.entered(writable[0]) as inside:
+                imagefile.grow_mounted(inside, shape.filesystem, os.fstat(fd).st_size)
         return True
 
     def retire(self, folder: Directory) -> None:
@@ -221,14 +223,15 @@ class Image:
                 return
             if publication.exclusive:
                 self._refuse_second(fd, publication)
-            if shape.block:
-                try:
-                    _publish_device(fd, publication)
-                except BaseException:
-                    imagefile.let_go(fd)
-                    raise
-            else:
-                _publish_filesystem(fd, shape, publication)
+            with _kept(folder, alone=True):
+                if shape.block:
+                    try:
+                        _publish_device(fd, publication)
+                    except BaseException:
+                        imagefile.let_go(fd)
+                        raise
+                else:
+                    _publish_filesystem(fd, shape, publication)
         if shape.filesystem and not growing.grows_unmounted(shape.filesystem) and not publication.readonly:
             # It may be a copy that is larger than its source, or have grown while it was not mounted.
             self.spread(folder, shape)
@@ -303,8 +306,8 @@ class Image:
 def _publish_filesystem(fd: int, shape: Shape, publication: Publication) -> None:
     """Mount the image's filesystem onto the target, after a look that it is the one the record names."""
     options = attributes_of(publication)
-    _refuse_strange(fd, shape)
-    with loops.ensure(backing_fd=fd, name=_label(fd), autoclear=True) as loop:
+    imagefile.refuse_strange(fd, shape.filesystem)
+    with loops.ensure(backing_fd=fd, name=imagefile.label(fd), autoclear=True) as loop:
         target = paths.open_target_directory(publication.target, publication.kubelet_dir)
         try:
             mounts.filesystem_mount(
@@ -322,7 +325,7 @@ def _publish_device(fd: int, publication: Publication) -> None:
     """Show the loop device at the target file."""
     options = attributes_of(publication)
     read_only = options.attributes.read_only
-    with loops.ensure(backing_fd=fd, name=_label(fd), read_only=read_only, autoclear=False) as loop:
+    with loops.ensure(backing_fd=fd, name=imagefile.label(fd), read_only=read_only, autoclear=False) as loop:
         if loop.status.autoclear:
             # Somebody held it open when its last target went, so the kernel frees it at their last close,
             # also under a new target.
@@ -343,35 +346,31 @@ def _publish_device(fd: int, publication: Publication) -> None:
             os.close(device)
 
 
-def _grow_at(mount: Mount, shape: Shape, *, size: int) -> None:
-    """Grow the filesystem that is mounted there."""
-    with imagefile.entered(mount) as fd:
-        try:
-            growing.grow_mounted(fd, shape.filesystem, size)
-        except PermissionError as error:
-            raise PreconditionError(
-                f"this node's kernel does not let {shape.filesystem} grow while it is mounted ({error}): end the pods "
-                "that use the volume, and it grows before it is mounted again"
-            ) from error
+@contextlib.contextmanager
+def _kept(folder: Directory, *, alone: bool) -> Iterator[None]:
+    """Keep the image from being mounted and grown while it is copied or, ``alone``, from being copied meanwhile.
 
+    Waits for nobody. The lock is on the folder and goes with the process; ``loops`` has one of its own on the file.
 
-def _copied(source: int, target: int, pace: Callable[[], None]) -> None:
+    Raises:
+        InFlightError: somebody does what would disturb.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd)
     try:
-        reflink.clone_file(source, target)
-    except OSError as error:
-        if error.errno not in reflink.UNABLE:
-            raise
-        copying.copy_data(source, target, progress=lambda _: pace())
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            doing = "copied" if alone else "mounted or grown"
+            raise InFlightError(f"the image in {path_of(fd)} is being {doing} at this moment: ask again") from error
+        yield
+    finally:
+        os.close(fd)
 
 
-def _refuse_strange(fd: int, shape: Shape) -> None:
-    found = filesystems.detect(fd)
-    if found == shape.filesystem:
-        return
-    seen = f"a filesystem of kind {found}" if found else "no filesystem"
-    raise PreconditionError(
-        f"the image {path_of(fd)} was formatted as {shape.filesystem} and has {seen} now; it is never formatted again. "
-        "Check the disk below the pool, repair the image with fsck on the node, or restore the volume from a backup"
+def _unsteady(users: tuple[str, ...]) -> PreconditionError:
+    return PreconditionError(
+        f"it is used as a device ({', '.join(users)}), which cannot be kept still while it is copied: end the pods that "
+        "use it, or keep it in a pool on xfs or btrfs, where a copy takes a moment"
     )
 
 
@@ -382,8 +381,3 @@ def _opened(folder: Directory, flags: int = os.O_RDWR) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _label(fd: int) -> str:
-    """The volume's id and the file's name, for people who look with losetup."""
-    return "/".join(path_of(fd).split("/")[-2:])[-_LABEL_LIMIT:]

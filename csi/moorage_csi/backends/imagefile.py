@@ -179,13 +179,20 @@ def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[
         ) from error
 
 
-def copy(source: int, target: int, pace: Callable[[], None]) -> None:
-    """Make one file hold what the other holds, sharing its data where the pool's filesystem can."""
+def shared_out(source: int, target: int) -> bool:
+    """Make one file hold what the other holds by sharing its data; False where their filesystem cannot."""
     try:
         reflink.clone_file(source, target)
     except OSError as error:
         if error.errno not in reflink.UNABLE:
             raise
+        return False
+    return True
+
+
+def copy(source: int, target: int, pace: Callable[[], None]) -> None:
+    """Make one file hold what the other holds, sharing its data where the pool's filesystem can."""
+    if not shared_out(source, target):
         copying.copy_data(source, target, progress=lambda _: pace())
 
 
