@@ -1,7 +1,8 @@
 """The driver is killed (SIGKILL) at every point of taking and of deleting a group snapshot, and started again.
 
 Beside the points at which the disk changes (see ``crash_points``) there are those of ``Grouper.step``, at some of which
-the volumes are frozen: whoever writes to one then waits until the next start has let him go.
+the volumes are frozen: whoever writes to one then waits until the next start has let him go. For volumes in use the disk
+is watched from the first freeze on: until then it is what it is for others.
 """
 
 import json
@@ -31,7 +32,8 @@ from moorage_csi.rpc import validation
 from moorage_csi.rpc.grouping import Grouper
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.pools import Pools
-from moorage_csi.rpc.provisioning import Provisioner, shape_of
+from moorage_csi.rpc.provisioning import Provisioner
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.volumes.ids import group_id_for
 from moorage_csi.volumes.pool import PoolSettings
 from tests.kernel.crash_points import die_at
@@ -66,11 +68,14 @@ async def volume(pools, path, name, pool):
 async def scenario(path, fatal):
     os.mkdir(path)
     seen = itertools.count(1)
-    armed = False
+    tried = []
 
     def step(name):
-        if armed and what == "steps" and next(seen) == fatal:
+        if what == "steps" and next(seen) == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "frozen" and name == "tried" and not tried:
+            tried.append(name)
+            die_at(fatal)
 
     pools = Pools([PoolSettings(name="default", path=path + "/pool"), PoolSettings(name="other", path=path + "/other")],
                   node_name="node-1")
@@ -84,8 +89,7 @@ async def scenario(path, fatal):
         die_at(fatal)
         await grouper.delete(group_id_for("group"), [])
         return
-    armed = True
-    if what != "steps":
+    if what == "disk":
         die_at(fatal)
     while not all(each.state.value == "ready" for each in await grouper.take("group", volumes)):
         await asyncio.sleep(0.05)
@@ -157,7 +161,7 @@ async def _ends(driver: Driver, area: Path) -> bool:
     return bool(before)
 
 
-@pytest.mark.parametrize(("what", "used"), [("disk", False), ("disk", True), ("steps", True)])
+@pytest.mark.parametrize(("what", "used"), [("disk", False), ("frozen", True), ("steps", True)])
 async def test_a_group_killed_at_any_point_is_whole_or_nothing_and_keeps_nobody_waiting(
     area: Path, what: str, used: bool
 ) -> None:

@@ -19,7 +19,7 @@ from moorage_csi.backends import layers
 from moorage_csi.errors import UnavailableError
 from moorage_csi.host import syscalls
 from moorage_csi.proto import csi_pb2 as csi
-from moorage_csi.rpc.provisioning import shape_of
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.validation import volume_id_for
 from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.pool import PoolSettings
@@ -46,7 +46,7 @@ from moorage_csi.rpc.provisioning import Provisioner
 from moorage_csi.rpc.sources import Source
 from moorage_csi.rpc.station import Station
 from moorage_csi.volumes.disk import Disks
-from moorage_csi.rpc.provisioning import shape_of
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.validation import volume_id_for
 from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.pool import PoolSettings

@@ -16,7 +16,8 @@ from moorage_csi.host import mounts
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.rpc import ephemeral, validation
 from moorage_csi.rpc.ephemeral import Ephemeral
-from moorage_csi.rpc.provisioning import Provisioner, shape_of
+from moorage_csi.rpc.provisioning import Provisioner
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.lane import Lane
 from moorage_csi.volumes.pool import PoolSettings

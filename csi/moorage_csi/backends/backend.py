@@ -145,6 +145,15 @@ class Backend(Protocol):
             PreconditionError: it cannot be of one moment, because the source is in use.
         """
 
+    def book(self, folder: Directory, shape: Shape, *, copied: bool) -> bool:
+        """Have the kernel hold the size whether or not copies hold on to what the storage had before; free to repeat.
+
+        Called with ``copied`` before each copy of it is made and after it grows, and without it once the last copy is gone.
+
+        Returns:
+            False where it has to be asked for again later, because the kernel still counts what is gone.
+        """
+
     def resume(self, folder: Directory) -> None:
         """Let those who use the storage go on, whom a ``copy`` that died in the middle has stopped."""
 

@@ -2,7 +2,8 @@
 
 A snapshot or a copy takes milliseconds however much there is, of one moment, used or not, and shares all of it until one
 side is written to. The size is held by a limit of btrfs' own counting, which is read back; where that is not switched
-on, ``quota: required`` is refused, and the other words make volumes that say so.
+on, ``quota: required`` is refused, and the other words make volumes that say so. With simple quotas the limit is higher than the size while there
+are copies (see ``book``), and the figures of the volume are those of the limit: used is also what copies hold on to.
 
 What a pod makes as a subvolume *within* its volume is not part of a snapshot: there the copy has an empty directory.
 """
@@ -88,12 +89,33 @@ class Subvolumes:
             btrfs.snapshot(origin, folder, DATA, read_only=False)
         self.grow(folder, shape)
 
+    def book(self, folder: Directory, shape: Shape, *, copied: bool) -> bool:
+        """Raise the limit of simple quotas by all that was written so far, or take that back.
+
+        They count what a volume wrote for as long as anybody refers to it. So all of that may be held by copies alone
+        soon, while the volume is written anew from its beginning to its end; what it writes later is held by nobody
+        else. Many copies of the same therefore do not add up. Qgroups count what the volume itself refers to.
+        """
+        if shape.quota != contract.QUOTA_ENFORCED or qgroups.state(folder.fd).quota is not qgroups.Quota.SIMPLE:
+            return True
+        btrfs.commit(folder.fd)
+        with folder.child(DATA) as data:
+            held = qgroups.read_limit(data.fd)
+        wanted = shape.size + held.used if copied else max(shape.size, held.used)
+        if wanted > held.limit if copied else wanted != held.limit:
+            qgroups.set_limit(folder, DATA, wanted)
+        return copied or wanted == shape.size
+
     def resume(self, folder: Directory) -> None:
         """Nothing: nobody is stopped by a snapshot."""
 
     def grow(self, folder: Directory, shape: Shape) -> None:
-        """Set the limit, where one is held; it is read back."""
-        if shape.quota == contract.QUOTA_ENFORCED:
+        """Set the limit, where one is held; it is read back. One that copies have raised is never lowered here."""
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return
+        with folder.child(DATA) as data:
+            known = qgroups.read_limit(data.fd).limit
+        if known < shape.size:
             qgroups.set_limit(folder, DATA, shape.size)
 
     async def fit(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
@@ -127,7 +149,7 @@ class Subvolumes:
         if shape.quota != contract.QUOTA_ENFORCED:
             return ""
         held = self.footprint(folder)
-        if held is not None and held.size == shape.size:
+        if held is not None and held.size >= shape.size:
             return ""
         holds = "no size" if held is None else f"{held.size} bytes"
         why = f": {self._no_quota}" if self._no_quota is not None else ""

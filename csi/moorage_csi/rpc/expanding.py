@@ -22,7 +22,8 @@ from moorage_csi.errors import ExhaustedError, OutOfRangeError, PreconditionErro
 from moorage_csi.host.commands import CommandError
 from moorage_csi.rpc.compatibility import refuse_unready
 from moorage_csi.rpc.pools import OpenPool, Station
-from moorage_csi.rpc.provisioning import no_step, shape_of
+from moorage_csi.rpc.provisioning import no_step
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.validation import Range, size_within
 from moorage_csi.volumes.record import Record
 
@@ -141,7 +142,10 @@ def larger(record: Record) -> Shape:
 
 def _make_larger(opened: OpenPool, record: Record) -> None:
     with opened.pool.folder(record.id) as folder:
-        opened.backend_of(record).grow(folder, larger(record))
+        backend = opened.backend_of(record)
+        backend.grow(folder, larger(record))
+        if opened.pool.dependants(record.id):
+            backend.book(folder, larger(record), copied=True)
 
 
 def _used(opened: OpenPool, record: Record) -> bool:

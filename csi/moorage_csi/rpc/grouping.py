@@ -85,11 +85,11 @@ class Grouper:
         group = group_id_for(name)
         if not self._guard.runs(group):
             taking = asyncio.ensure_future(self._guard.run(group, lambda: self._take(name, sources)))
+            # Where this caller has gone by then, whoever asks next is told how it ended.
+            taking.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
             done, _ = await asyncio.wait([taking], timeout=PATIENCE)
             if done:
                 return taking.result()
-            # Whoever asks next is told how it ended.
-            taking.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
         members = _snapshots(await self._membership.find(group))
         refuse_other_sources(members, name, sources)
         if not is_whole(members) or any(member.state is SnapshotState.DELETING for member in members):

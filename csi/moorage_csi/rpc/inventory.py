@@ -15,7 +15,7 @@ from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.rpc.compatibility import context_of
 from moorage_csi.rpc.paging import page
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
-from moorage_csi.rpc.provisioning import shape_of
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.volumes.ids import SNAPSHOT_ID, VOLUME_ID, VolumeId
 from moorage_csi.volumes.pool import Problem
 from moorage_csi.volumes.record import GIVEN, Record, State

@@ -22,6 +22,7 @@ from moorage_csi.backends.backend import Backend
 from moorage_csi.errors import PreconditionError
 from moorage_csi.host.paths import Directory
 from moorage_csi.rpc.pools import OpenPool, Station
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.snapshots import unlimited
 from moorage_csi.volumes.record import Record
 from moorage_csi.volumes.snapshot import Snapshot
@@ -104,6 +105,7 @@ def _held(part: Part) -> Iterator[Directory]:
 
 def _copy(part: Part, origin: Directory, *, pace: Callable[[], None]) -> None:
     with part.opened.pool.snapshots.folder(part.snapshot.id) as folder:
+        part.backend.book(origin, shape_of(part.record), copied=True)
         part.backend.copy(origin, folder, unlimited(part.record), pace=pace, held=True)
 
 

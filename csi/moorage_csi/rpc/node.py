@@ -38,7 +38,8 @@ from moorage_csi.rpc.imports import Imports
 from moorage_csi.rpc.inventory import Inventory
 from moorage_csi.rpc.owning import give_to_group
 from moorage_csi.rpc.pools import Pools, Station
-from moorage_csi.rpc.provisioning import Provisioner, shape_of
+from moorage_csi.rpc.provisioning import Provisioner
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.unoffered import unoffered
 from moorage_csi.rpc.validation import Access, Creation
 from moorage_csi.volumes.lane import Lane

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.backends.backend import Backend, Shape
+from moorage_csi.backends.backend import Backend
 from moorage_csi.errors import (
     DriverError,
     ExhaustedError,
@@ -38,6 +38,7 @@ from moorage_csi.errors import (
 from moorage_csi.host.commands import CommandError
 from moorage_csi.rpc.compatibility import refuse_different, refuse_unready
 from moorage_csi.rpc.pools import OpenPool, Station
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.sources import Source
 from moorage_csi.rpc.validation import DEFAULT_PERMISSIONS, Creation, size_within
 from moorage_csi.volumes.record import GIVEN, Mode, Record, State
@@ -179,6 +180,8 @@ class Provisioner:
 
         def copy() -> None:
             with source.folder() as origin, opened.pool.folder(record.id) as folder:
+                if isinstance(source.what, Record):
+                    backend.book(origin, shape_of(source.what), copied=True)
                 backend.copy(origin, folder, shape_of(record), pace=station.pace)
 
         async def fit() -> None:
@@ -306,18 +309,6 @@ def become_ready(opened: OpenPool, record: Record) -> Record:
     ready = replace(record, formatted=bool(record.filesystem), state=State.READY)
     opened.pool.update(ready)
     return ready
-
-
-def shape_of(record: Record) -> Shape:
-    """What a backend has to know of the volume."""
-    return Shape(
-        uuid=record.uuid,
-        size=record.size,
-        block=record.mode is Mode.BLOCK,
-        filesystem=record.filesystem,
-        permissions=record.permissions,
-        quota=record.quota,
-    )
 
 
 def _kind(backend: Backend, filesystem: str) -> str:

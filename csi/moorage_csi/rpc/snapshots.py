@@ -36,7 +36,8 @@ from moorage_csi.errors import (
 )
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
-from moorage_csi.rpc.provisioning import no_step, shape_of
+from moorage_csi.rpc.provisioning import no_step
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.sources import Sources
 from moorage_csi.volumes.ids import SnapshotId, VolumeId, snapshot_id_for
 from moorage_csi.volumes.record import Record
@@ -87,11 +88,11 @@ class Snapshotter:
         wanted = snapshot_id_for(name)
         if not self._guard.runs(wanted):
             taking = asyncio.ensure_future(self._guard.run(wanted, lambda: self._take(name, source)))
+            # Where this caller has gone by then, whoever asks next is told how it ended.
+            taking.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
             done, _ = await asyncio.wait([taking], timeout=PATIENCE)
             if done:
                 return taking.result()
-            # Whoever asks next is told how it ended.
-            taking.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
         found = await self._pools.find_snapshot(wanted)
         if found is None:
             raise UnavailableError(f"snapshot {name} is being taken: ask again")
@@ -160,7 +161,9 @@ class Snapshotter:
 
     def _copy(self, station: Station, opened: OpenPool, record: Record, snapshot: Snapshot) -> None:
         with opened.pool.folder(record.id) as origin, opened.pool.snapshots.folder(snapshot.id) as folder:
-            opened.backend_of(record).copy(origin, folder, unlimited(record), pace=station.pace)
+            backend = opened.backend_of(record)
+            backend.book(origin, shape_of(record), copied=True)
+            backend.copy(origin, folder, unlimited(record), pace=station.pace)
 
     async def _delete(self, wanted: SnapshotId) -> None:
         found = await self._pools.find_snapshot(wanted)

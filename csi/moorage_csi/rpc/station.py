@@ -28,6 +28,7 @@ from moorage_csi.backends.subvolume import Subvolumes
 from moorage_csi.errors import DriverError, InvalidArgumentError, UnavailableError
 from moorage_csi.host import mounts, overlay, qgroups, quotas, reflink, syscalls
 from moorage_csi.host.paths import Directory
+from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.lane import Lane
@@ -154,6 +155,7 @@ class Station:
         self._trouble = "it has not been opened yet"
         self._trash_lane = Lane(f"trash-{settings.name}", threads=1)
         self._trash_count = 0
+        self._booked = False
         self._discarded = asyncio.Event()
 
     @property
@@ -350,8 +352,9 @@ class Station:
         """
         if self._open is None:
             return _RETRY_REMOVAL
-        due = self._open.pool.exits.sweep()
-        trash = self._open.pool.trash
+        opened = self._open
+        due = opened.pool.exits.sweep()
+        trash = opened.pool.trash
         left = self._trash_count = len(names := trash.names())
         for name in names:
             try:
@@ -365,7 +368,8 @@ class Station:
                     extra={"pool": self.name, "folder": name, "reason": str(error)},
                 )
             self._trash_count = left
-        return min(_RETRY_REMOVAL, due or _RETRY_REMOVAL) if left else due
+        self._booked = (self._booked and not names) or _booked(opened)
+        return due if self._booked and not left else min(_RETRY_REMOVAL, due or _RETRY_REMOVAL)
 
     def _pace(self) -> Callable[[], None]:
         """Rests after every so many entries, and stops at closing."""
@@ -376,6 +380,17 @@ class Station:
                 raise InterruptedError(errno.EINTR, "the driver is stopping; the next start goes on")
 
         return step
+
+
+def _booked(opened: OpenPool) -> bool:
+    """Take back the room that volumes had for copies which are gone; False where some of it has to be tried again."""
+    done = True
+    for record in opened.pool.records.values():
+        backend = opened.backends.get(record.backend)
+        if backend is not None and record.state is State.READY and not opened.pool.dependants(record.id):
+            with suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
+                done &= backend.book(folder, shape_of(record), copied=False)
+    return done
 
 
 def _resume_sources(pool: Pool, backends: dict[str, Backend]) -> None:
