@@ -14,8 +14,9 @@ import pytest
 
 from moorage_csi.host import qgroups
 from moorage_csi.proto import csi_pb2 as csi
-from tests.kernel.kinds import BTRFS
-from tests.kernel.loop_filesystem import MIB, fill
+from tests.kernel.kinds import BTRFS, counting
+from tests.kernel.loop_filesystem import MIB, filesystem, fill
+from tests.kernel.machine import tool
 from tests.kernel.rpc_driver import Driver
 from tests.kernel.test_rpc_snapshots import copy, snapshot
 
@@ -129,3 +130,24 @@ async def test_a_volume_that_grows_beside_a_snapshot_keeps_that_room_and_is_well
     await deleted(driver, taken.snapshot_id)
     await lowered(driver, volume, to=2 * SIZE)
     await driver.unpublish(volume, target)
+
+
+@pytest.mark.parametrize("simple", [True, False], ids=["simple", "qgroups"])
+async def test_a_subvolume_that_a_pod_makes_is_within_the_size_or_it_is_said(area: Path, simple: bool) -> None:
+    with filesystem(area, "btrfs", size=1024 * MIB) as disk:
+        if simple and counting(disk, simple=True) is not qgroups.Quota.SIMPLE:
+            pytest.skip("the kernel has no simple quotas of btrfs (6.7)")
+        counting(disk, simple=simple)
+        async with BTRFS.started(area, disk / "pool") as driver:
+            volume = await BTRFS.create(driver, size=SIZE)
+            target = driver.target("pod")
+            await driver.publish(volume, target)
+            tool("btrfs", "-q", "subvolume", "create", target / "own")
+            request = csi.ControllerGetVolumeRequest(volume_id=volume)
+            condition = (await driver.controller.ControllerGetVolume(request)).status.volume_condition
+            assert condition.abnormal is not simple, condition.message
+            if simple:
+                assert fill(target / "own/file", end=DISK_QUOTA) <= SIZE
+            else:
+                assert "1 subvolumes were made" in condition.message
+            await driver.unpublish(volume, target)

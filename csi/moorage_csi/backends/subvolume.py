@@ -9,6 +9,7 @@ What a pod makes as a subvolume *within* its volume is not part of a snapshot: t
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -19,6 +20,8 @@ from moorage_csi.backends.targets import figures_of, path_of, take_away
 from moorage_csi.errors import InvalidArgumentError, PreconditionError
 from moorage_csi.host import btrfs, qgroups
 from moorage_csi.host.paths import Directory
+
+_log = logging.getLogger(__name__)
 
 DATA: Final = "data"
 FILESYSTEM: Final = "btrfs"
@@ -86,6 +89,11 @@ class Subvolumes:
     ) -> None:
         """Take a snapshot, which is of one moment."""
         with source.child(DATA) as origin:
+            if within := len(btrfs.nested(origin.fd)):
+                _log.warning(
+                    "subvolumes within a volume are not copied with it",
+                    extra={"volume": path_of(source.fd), "subvolumes": within},
+                )
             btrfs.snapshot(origin, folder, DATA, read_only=False)
         self.grow(folder, shape)
 
@@ -143,14 +151,14 @@ class Subvolumes:
         return Footprint(size=held.limit, allocated=held.used)
 
     def fault(self, folder: Directory, shape: Shape) -> str:
-        """That the subvolume is not there, or that the kernel holds another size than was promised."""
+        """That the subvolume is not there, or that the kernel holds another size than was promised, or not of all."""
         if not folder.exists(DATA):
             return f"the subvolume {path_of(folder.fd)}/{DATA} is missing: restore the volume from a backup"
         if shape.quota != contract.QUOTA_ENFORCED:
             return ""
         held = self.footprint(folder)
         if held is not None and held.size >= shape.size:
-            return ""
+            return _escaped(folder)
         holds = "no size" if held is None else f"{held.size} bytes"
         why = f": {self._no_quota}" if self._no_quota is not None else ""
         return f"the kernel holds {holds} for the subvolume, and {shape.size} were promised{why}"
@@ -176,3 +184,15 @@ class Subvolumes:
             free = figures_of(target).size.available
         left = min(max(0, held.size - held.allocated), free)
         return Usage(size=Amount(total=held.size, used=held.allocated, available=left), inodes=None)
+
+
+def _escaped(folder: Directory) -> str:
+    """What a pod has made that qgroups do not count for its volume; simple quotas do."""
+    with folder.child(DATA) as data:
+        within = len(btrfs.nested(data.fd))
+    if not within or qgroups.state(folder.fd).quota is not qgroups.Quota.QGROUP:
+        return ""
+    return (
+        f"{within} subvolumes were made in {path_of(folder.fd)}/{DATA}, and qgroups do not count them for the volume's size: "
+        "delete them, or have the pool's filesystem count by simple quotas (kernel 6.7)"
+    )
