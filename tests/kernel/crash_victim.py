@@ -1,7 +1,7 @@
-"""A program that makes crashed drivers: it has loaded the driver, and forks a child for every order that it reads.
+"""A program that crashes drivers and starts them again: it has loaded the driver, and forks a child for each.
 
-An order is a line of JSON: what is done (see ``crash_operations``), to which kind of volume, in which directory, and at which point
-the child dies (see ``crash_points``). The answer is one too: whether the child died there, and what the point is called.
+An order is a line of JSON (see ``Order``). One child does what it says until the point at which it dies, and another one is the
+driver that is started on what is left. The answer is a line too, see ``Answer``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,50 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from tests.kernel.crash_operations import BASES, OPERATIONS, RETENTIONS
+from tests.kernel.crash_operations import BASES, OPERATIONS, RETENTIONS, Operation
 from tests.kernel.crash_points import die_at
 from tests.kernel.crash_world import KINDS, Kind, World
 
 _DIED: Final = "died"
+_FAILED: Final = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is done to which kind of volume, where, and at which point the driver dies.
+
+    ``base`` is a directory with what is there before, to be copied; empty where it has to be made. ``way`` is how the
+    caller goes on.
+    """
+
+    operation: str
+    kind: str
+    area: str
+    base: str
+    fatal: int
+    distinct: bool
+    way: str
+
+    def what(self) -> tuple[Operation, Kind]:
+        """The operation and the kind."""
+        return (
+            next(each for each in OPERATIONS if each.name == self.operation),
+            next(kind for kind in KINDS if kind.name == self.kind),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Whether the driver died, at which point, and what was wrong with the next one; empty where nothing was."""
+
+    died: bool
+    at: str
+    wrong: str
 
 
 async def build(base: str, kind: Kind, area: Path) -> None:
@@ -29,48 +65,72 @@ async def build(base: str, kind: Kind, area: Path) -> None:
         await BASES[base](world)
 
 
-async def die(order: dict[str, Any]) -> None:
+async def die(order: Order) -> None:
     """Do what the order says, until the point at which this process dies."""
-    kind = next(kind for kind in KINDS if kind.name == order["kind"])
-    operation = next(each for each in OPERATIONS if each.name == order["operation"])
-    area = Path(order["area"])
-    if order["base"]:
-        done = ["cp", "-a", "--reflink=auto", "--sparse=auto", order["base"], str(area)]
-        subprocess.run(done, check=True)
+    operation, kind = order.what()
+    area = Path(order.area)
+    if order.base:
+        subprocess.run(["cp", "-a", "--reflink=auto", "--sparse=auto", order.base, str(area)], check=True)  # noqa: ASYNC221 - nothing else runs here
     else:
         await build(operation.base, kind, area)
     async with World.started(area, kind, whole=False, retention=operation.retention) as world:
         if operation.prepare is not None:
             await operation.prepare(world)
-        told = os.open(area / _DIED, os.O_WRONLY | os.O_CREAT, 0o600)
-        write = os.write
-        die_at(order["fatal"], told=lambda name: write(told, name.encode()))
+        told, write = os.open(area / _DIED, os.O_WRONLY | os.O_CREAT, 0o600), os.write
+        die_at(order.fatal, distinct=order.distinct, told=lambda name: write(told, name.encode()))
         await operation.act(world)
-        # Whoever comes through does not close the driver: an answer that was given is a point too.
+        # Whoever comes through does not close the driver: after the answer is a point too.
         os._exit(0)
 
 
+async def go_on(order: Order) -> None:
+    """Start the driver on what is left, go on in the way of the order, and have everything deleted."""
+    operation, kind = order.what()
+    area = Path(order.area)
+    async with World.started(area, kind, retention=operation.retention) as world:
+        await {"retried": operation.retried, "abandoned": operation.abandoned}[order.way](world)
+        if not operation.retention:
+            await world.clear(*operation.kept)
+            return
+    async with World.started(area, kind) as world:
+        await world.clear(*operation.kept)
+
+
+def _forked(work: Callable[[Order], Awaitable[None]], order: Order) -> int:
+    """Do it in a child; returns how that ended, as ``waitpid`` says it."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    try:
+        asyncio.run(work(order))  # type: ignore[arg-type]
+        os._exit(0)
+    except BaseException:
+        Path(order.area).mkdir(exist_ok=True)
+        (Path(order.area) / _FAILED).write_text(traceback.format_exc(limit=-8), encoding="utf-8")
+    finally:
+        os._exit(1)
+
+
+def answer(order: Order) -> Answer:
+    """Carry out one order."""
+    status = _forked(die, order)
+    area = Path(order.area)
+    died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    at = _said(area / _DIED) if died else "after all"
+    if not died and status:
+        return Answer(died=False, at="before it died", wrong=_said(area / _FAILED) or f"status {status}")
+    status = _forked(go_on, order)
+    return Answer(died=died, at=at, wrong=(_said(area / _FAILED) or f"status {status}") if status else "")
+
+
+def _said(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def main() -> None:
-    """Serve orders until there are no more."""
+    """Carry out orders until there are no more."""
     for line in sys.stdin:
-        order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            try:
-                asyncio.run(die(order))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        status = os.waitpid(child, 0)[1]
-        died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        name = Path(order["area"]) / _DIED
-        answer = {
-            "died": died,
-            "failed": not died and status != 0,
-            "at": name.read_text(encoding="ascii") if died and name.exists() else "",
-        }
-        sys.stdout.write(f"{json.dumps(answer)}\n")
+        sys.stdout.write(f"{json.dumps(asdict(answer(Order(**json.loads(line)))))}\n")
         sys.stdout.flush()
 
 

@@ -74,7 +74,7 @@ def _kind(name: str, disk: str, backend: str, **more: Any) -> Kind:
 KINDS: Final = (
     _kind("image ext4", "tmpfs", "image", filesystem="ext4"),
     _kind("image xfs", "xfs", "image", filesystem="xfs", size=300 * MIB),
-    _kind("image block", "tmpfs", "image", block=True),
+    _kind("image block", "xfs", "image", block=True),
     _kind("directory", "tmpfs", "directory"),
     _kind("btrfs", "btrfs", "btrfs"),
     _kind("layered", "tmpfs", "layered"),
@@ -292,7 +292,9 @@ class World:
     async def settled(self) -> None:
         """Wait until the trash is empty."""
         deadline = time.monotonic() + PATIENCE
-        while left := os.listdir(self.pool / "trash"):
+        trash = self.pool / "trash"
+        # A look at a folder in which something is being renamed may miss it.
+        while left := os.listdir(trash) or os.listdir(trash):
             assert time.monotonic() < deadline, f"left in the trash: {left}"
             for station in self.pools:
                 station.discarded()
@@ -401,11 +403,12 @@ def sum_of(folder: Path) -> str:
         return read(folder / "data")
     total = hashlib.blake2b()
     with opened(image, os.O_RDONLY) as fd:
-        for start, end in data_ranges(fd, os.fstat(fd).st_size):
-            for at in range(start - start % _BLOCK, end, _BLOCK):
-                part = os.pread(fd, _BLOCK, at)
-                if part != _ZEROS:
-                    total.update(at.to_bytes(8, "big") + part)
+        ranges = data_ranges(fd, os.fstat(fd).st_size)
+        places = {at for start, end in ranges for at in range(start - start % _BLOCK, end, _BLOCK)}
+        for at in sorted(places):
+            part = os.pread(fd, _BLOCK, at)
+            if part != _ZEROS:
+                total.update(at.to_bytes(8, "big") + part)
     return total.hexdigest()
 
 

@@ -29,7 +29,7 @@ SNAPSHOTS = tuple(f"snap-{number}" for number in range(3))
 GROUPS = ("group-0", "group-1")
 INLINE = f"csi-{'5' * 64}"
 IMPORTED = "an-old-directory"
-SECRET = "open-sesame-7b1d"
+SECRET = "open-sesame-7b1d"  # noqa: S105 - to be looked for
 
 Right = dict[str, st.SearchStrategy[Any]]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -75,38 +75,57 @@ OFTEN = (
 def methods() -> tuple[MethodDescriptor, ...]:
     """Every RPC of every service that the driver has a protocol for."""
     files: tuple[FileDescriptor, ...] = (csi_pb2.DESCRIPTOR, moorage_pb2.DESCRIPTOR)
-    return tuple(
-        method for file in files for service in file.services_by_name.values() for method in service.methods
-    )
+    return tuple(method for file in files for service in file.services_by_name.values() for method in service.methods)
+
+
+_WORDS = (  # noqa: SIM905 - a list of that many words would be a page
+    ". .. / // ../../victim ..\\victim %2e%2e%2fvictim %00 ~ * - --help 0 -1 NaN null {} [] ${PATH} $(id) ;id ' ,,, = =x "
+    "/etc/passwd /dev/null /dev/loop0 /proc/self/fd/3 /proc/self/root /proc/1/mem /sys/fs "
+    'ro rw bind remount loop=/dev/loop0 noload data=journal data=nonsense sb=2 nonsense size=1 context="a,b" '
+    "x-nothing journal_path=/etc/passwd user_xattr=1 "
+    "auto image directory btrfs layered retain archive none required ext4 xfs ext3 ntfs second default node-2 "
+    "0777 7777 0o7 99999999999999999999 65534 4294967295 4294967296"
+).split()
+_STRANGE = (
+    *(
+        "",
+        " ",
+        "a\0b",
+        "a\nb",
+        "a\rb",
+        "\x1b[2J",
+        "\x7f",
+        "\ufeff",
+        "\u202e",
+        "\u2025/\u2025",
+        "\uff0e\uff0e/",
+        "\u0301",
+    ),
+    *("\U0001f4a9", "x" * 128, "x" * 129, "x" * 5000, "\u00e9" * 100),
+)
 
 
 def nasty_texts(scene: Scene) -> tuple[str, ...]:
     """Text that has hurt somebody somewhere."""
     volume, snapshot = VOLUME_IDS[0], SNAPSHOT_IDS[0]
-    return (
-        *("", " ", ".", "..", "/", "//", "../../victim", "..\\victim", "%2e%2e%2fvictim", "%00", "~", "*", "-", "--help"),
-        *("a\0b", "a\nb", "a\rb", "\x1b[2J", "\x7f", "\ufeff", "\u202e", "\u2025/\u2025", "\uff0e\uff0e/", "\u0301", "\U0001f4a9"),
-        *("x" * 128, "x" * 129, "x" * 5000, "\u00e9" * 100, "0", "-1", "NaN", "null", "{}", "[]", "${PATH}", "$(id)", ";id", "'"),
-        *(volume, f"{volume}/", f"{volume}\n", f"{volume}\0", f" {volume}", volume.upper(), volume[:-1], f"{volume}0"),
-        *(snapshot, f"{snapshot}/..", f"vol-{'0' * 32}", f"snap-{'0' * 32}", f"{volume}/../{VOLUME_IDS[1]}", NAMES[0], SNAPSHOTS[0]),
-        *("/etc/passwd", "/dev/null", "/dev/loop0", "/proc/self/fd/3", "/proc/self/root", "/proc/1/mem", "/sys/fs", *scene.others),
-        *(*_nasty_paths(scene), f"{scene.imports}", f"{scene.imports}/old/link", f"{scene.imports}/../victim", INLINE, IMPORTED),
-        *("ro", "rw", "bind", "remount", "loop=/dev/loop0", "noload", "data=journal", "data=nonsense", "sb=99999999", "nonsense"),
-        *("size=1", 'context="a,b"', "x-nothing", ",,,", "=", "=x", "journal_path=/etc/passwd", "user_xattr=1"),
-        *("auto", "image", "directory", "btrfs", "layered", "retain", "archive", "none", "required", "ext4", "xfs", "ext3", "ntfs"),
-        *("0777", "7777", "0o7", "99999999999999999999", "second", "default", "node-2", "65534", "4294967295", "4294967296"),
-    )
+    absent = (f"vol-{'0' * 32}", f"snap-{'0' * 32}")
+    near = (f"{volume}/", f"{volume}\n", f"{volume}\0", f" {volume}", volume.upper(), volume[:-1], f"{volume}0")
+    known = (volume, snapshot, NAMES[0], SNAPSHOTS[0], INLINE, IMPORTED)
+    detours = (f"{snapshot}/..", f"{volume}/../{VOLUME_IDS[1]}")
+    return (*_STRANGE, *_WORDS, *known, *near, *absent, *detours, *scene.others, *_nasty_paths(scene))
 
 
 def _nasty_paths(scene: Scene) -> tuple[str, ...]:
-    kubelet, pool = scene.kubelet, scene.pool
+    below = (  # noqa: SIM905
+        "/ /.. /../victim //config.yaml /./pods /config.yaml /config.yaml/below /plugins /plugins/other.sock /link /link/deep "
+        "/link/new /file-link /pods /pods/pod-0 /nowhere/mount /pods/pod-0/volumes/mount/inside x/mount /\u00fc"
+    ).split()
+    long = (f"/{'n' * 300}", f"/{'d/' * 1500}mount", f"/{'n' * 200}/m", "/ ", "")
+    pool = ("", "/pool.json", "/volumes", f"/volumes/{VOLUME_IDS[0]}/data", "/trash")
     return (
-        *(str(kubelet), f"{kubelet}/", f"{kubelet}/..", f"{kubelet}/../victim", f"{kubelet}//config.yaml", f"{kubelet}/./pods"),
-        *(f"{kubelet}/config.yaml", f"{kubelet}/config.yaml/below", f"{kubelet}/plugins", f"{kubelet}/plugins/other.sock"),
-        *(f"{kubelet}/link", f"{kubelet}/link/deep", f"{kubelet}/link/new", f"{kubelet}/file-link", f"{kubelet}/pods/pod-0"),
-        *(f"{kubelet}/nowhere/mount", f"{kubelet}/{'n' * 300}", f"{kubelet}/{'d/' * 1500}mount", f"{kubelet}/{'n' * 200}/m"),
-        *(f"{kubelet}/pods/pod-0/volumes/mount/inside", f"{kubelet}x/mount", f"{kubelet}/\u00fc", f"{kubelet}/ "),
-        *(str(pool), f"{pool}/pool.json", f"{pool}/volumes", f"{pool}/volumes/{VOLUME_IDS[0]}/data", f"{pool}/trash"),
+        *(f"{scene.kubelet}{path}" for path in (*below, *long)),
+        *(f"{scene.pool}{path}" for path in pool),
+        *(f"{scene.imports}{path}" for path in ("", "/old/link", "/../victim")),
     )
 
 
@@ -137,7 +156,9 @@ class Requests:
                 getattr(made, field.name).update(self._map(draw, field, right, nasty=nasty))
             elif field.is_repeated and field.message_type is not None:
                 parts = draw(st.integers(0, 3)) if nasty else 1
-                getattr(made, field.name).extend(self._message(draw, field.message_type, spice, right) for _ in range(parts))
+                getattr(made, field.name).extend(
+                    self._message(draw, field.message_type, spice, right) for _ in range(parts)
+                )
             elif field.is_repeated:
                 getattr(made, field.name).extend(draw(self._many(field, right, nasty=nasty)))
             elif field.message_type is not None:
@@ -230,7 +251,13 @@ def _kinds(scene: Scene) -> tuple[Right, ...]:
 def _right(scene: Scene) -> Right:
     """What is right for a field of this name."""
     volumes, snapshots = st.sampled_from(VOLUME_IDS), st.sampled_from(SNAPSHOT_IDS)
-    classes = ({}, {"backend": "image"}, {"backend": "layered"}, {"backend": "directory", "quota": "best-effort"}, {"pool": "second"})
+    classes: tuple[dict[str, str], ...] = (
+        {},
+        {"backend": "image"},
+        {"backend": "layered"},
+        {"backend": "directory", "quota": "best-effort"},
+        {"pool": "second"},
+    )
     return {
         "name": st.sampled_from(NAMES),
         "CreateSnapshotRequest.name": st.sampled_from(SNAPSHOTS),

@@ -9,10 +9,11 @@ Contents are marks: a file that somebody wrote whole, with who wrote it and what
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -79,6 +80,7 @@ class Model:
         self.locks = {name: asyncio.Lock() for name in (*self.volumes, *self.snapshots)}
         self.answers: Counter[tuple[str, str]] = Counter()
         self._lives: dict[str, list[Life]] = {name: [] for name in self.locks}
+        self._expected: dict[str, Callable[[], frozenset[str]]] = {}
         self._now = 0
 
     def tick(self) -> int:
@@ -95,6 +97,15 @@ class Model:
         """All that is there under these names."""
         return (life for name in names if (life := self.alive(name)) is not None)
 
+    @contextlib.contextmanager
+    def expecting(self, name: str, contents: Callable[[], frozenset[str]]) -> Iterator[None]:
+        """Something with such contents is being made, and may be there, and copied, before its caller is told."""
+        self._expected[name] = contents
+        try:
+            yield
+        finally:
+            del self._expected[name]
+
     def born(self, name: str, *, identity: str, kind: Kind, size: int, began: int, contents: frozenset[str]) -> Life:
         """A create has succeeded, which was first tried at ``began``."""
         assert self.alive(name) is None
@@ -110,7 +121,8 @@ class Model:
     def shown(self, name: str, since: int) -> frozenset[str]:
         """All that a copy of that may hold which was first tried at ``since`` and has succeeded just now."""
         until = self.tick()
-        return frozenset().union(*(life.shown(since, until) for life in self._lives[name]))
+        expected = self._expected[name]() if name in self._expected else frozenset()
+        return expected.union(*(life.shown(since, until) for life in self._lives[name]))
 
 
 def mark(life: Life, number: int) -> str:

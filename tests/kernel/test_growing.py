@@ -65,7 +65,7 @@ def test_an_image_that_nobody_uses_grows_and_keeps_its_data(area: Path) -> None:
     os.truncate(image, LARGE)
     with opened(image, os.O_RDWR) as fd:
         for _ in range(2):
-            asyncio.run(growing.grow_image(fd, "ext4"))
+            asyncio.run(growing.grow_image(fd, "ext4", lock=fd))
     with attached(image, "ext4") as (target, _):
         assert LARGE * 0.9 <= total(target) <= LARGE
         assert (target / "kept").read_bytes() == CONTENT
@@ -125,11 +125,11 @@ def test_a_damaged_filesystem_is_not_grown(area: Path) -> None:
         file.write(b"\0" * 1024)
     os.truncate(image, LARGE)
     with opened(image, os.O_RDWR) as fd, pytest.raises(commands.CommandError, match="e2fsck"):
-        asyncio.run(growing.grow_image(fd, "ext4"))
+        asyncio.run(growing.grow_image(fd, "ext4", lock=fd))
 
 
 def test_xfs_says_that_it_grows_only_while_it_is_mounted(area: Path) -> None:
     assert not growing.grows_unmounted("xfs")
     image = sparse(area / "image", SMALL)
     with opened(image, os.O_RDWR) as fd, pytest.raises(ValueError, match="only while it is mounted"):
-        asyncio.run(growing.grow_image(fd, "xfs"))
+        asyncio.run(growing.grow_image(fd, "xfs", lock=fd))

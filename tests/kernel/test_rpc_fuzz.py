@@ -111,7 +111,7 @@ class World:
         """Send and wait; returns the code, the response where there is one, and what was said."""
         assert method.containing_service is not None
         response = message_factory.GetMessageClass(method.output_type)
-        call = self.channel.unary_unary(
+        call: grpc.UnaryUnaryMultiCallable[Message, Message] = self.channel.unary_unary(
             f"/{method.containing_service.full_name}/{method.name}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
@@ -178,8 +178,16 @@ def world(area: Path) -> Iterator[World]:
     pools = [{"name": "default", "path": str(pool)}, {"name": "second", "path": str(second), "trashRetention": "8s"}]
     imports = _plant(area / "imports" / "old").parent
     (area / "all.json").write_text(json.dumps({"pools": pools, "imports": [str(imports)]}))
-    with Plugin(area, [], "--pools-file", str(area / "all.json")) as plugin, grpc.insecure_channel(f"unix:{plugin.socket}") as channel:
-        scene = Scene(kubelet=kubelet, pool=pool, imports=imports, others=(str(victim), f"{victim}/deep", f"{victim}/hollow", str(second)))
+    with (
+        Plugin(area, [], "--pools-file", str(area / "all.json")) as plugin,
+        grpc.insecure_channel(f"unix:{plugin.socket}") as channel,
+    ):
+        scene = Scene(
+            kubelet=kubelet,
+            pool=pool,
+            imports=imports,
+            others=(str(victim), f"{victim}/deep", f"{victim}/hollow", str(second)),
+        )
         world = World(plugin=plugin, channel=channel, scene=scene, sentinels=(), unoffered=UNOFFERED)
         world.unoffered |= _absent_services(world)
         kept = tuple(_kept(world, at) for at in (pool, second))
@@ -203,7 +211,10 @@ def _absent_services(world: World) -> set[str]:
 
 def _kept(world: World, pool: Path) -> Path:
     """A volume of a name that no request has, with data in it; returns its folder."""
-    answer = world.ask("CreateVolume", _creation(f"kept-{pool.name}", parameters={**DIRECTORY, "pool": {"pool": "default"}.get(pool.name, pool.name)}))
+    answer = world.ask(
+        "CreateVolume",
+        _creation(f"kept-{pool.name}", parameters={**DIRECTORY, "pool": {"pool": "default"}.get(pool.name, pool.name)}),
+    )
     assert isinstance(answer, csi.CreateVolumeResponse)
     folder = pool / "volumes" / answer.volume.volume_id
     _plant(folder / "data" / "tree")
@@ -263,7 +274,9 @@ def _judge(world: World, method: MethodDescriptor, request: Message) -> None:
         world.faults[method.name, "secret"] = f"the secret in {said!r} for {_told(method, request)}"
     kubelet = f"{world.scene.kubelet}/"
     area = str(world.scene.kubelet.parent)
-    beside = [each.target for each in mounts.mounts() if each.target.startswith(area) and not each.target.startswith(kubelet)]
+    beside = [
+        each.target for each in mounts.mounts() if each.target.startswith(area) and not each.target.startswith(kubelet)
+    ]
     if beside:
         world.faults[method.name, "mounts"] = f"mounts at {beside} for {_told(method, request)}"
 

@@ -100,7 +100,8 @@ class Client:
                 try:
                     return await self.create(name, pool, timeout=10)
                 except grpc.aio.AioRpcError as error:
-                    assert error.code() in (Deadline, grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE), error
+                    if error.code() not in (Deadline, grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE):
+                        raise
                     await asyncio.sleep(0.1)
 
     async def delete(self, volume: str) -> None:
@@ -230,11 +231,11 @@ def _left(pool: Path) -> list[Path]:
 def _children(plugin: Plugin) -> list[str]:
     """The names of the programs that the driver runs."""
     assert plugin._process is not None
-    found = []
+    found: list[str] = []
     for task in Path(f"/proc/{plugin._process.pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for child in (task / "children").read_text(encoding="ascii").split():
-                found.append(Path(f"/proc/{child}/comm").read_text(encoding="ascii").strip())
+            children = (task / "children").read_text(encoding="ascii").split()
+            found += (Path(f"/proc/{child}/comm").read_text(encoding="ascii").strip() for child in children)
     return found
 
 
@@ -299,10 +300,12 @@ async def _caught_making(client: Client, disk: Disk, plugin: Plugin) -> list["as
     pytest.fail("every program was done before the disk hung")
 
 
-async def _until(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not met():
-            await asyncio.sleep(0.001)
+async def _until(met: Callable[[], bool], *, within: float = 20, every: float = 0.001) -> None:
+    """Wait until that is so."""
+    deadline = time.monotonic() + within
+    while not met():
+        assert time.monotonic() < deadline, "it never was so"
+        await asyncio.sleep(every)
 
 
 class _Stuck(Image):
@@ -367,7 +370,9 @@ async def test_a_pool_that_hangs_at_the_start_holds_up_nobody_else(area: Path, d
         plugin.stop()
 
 
-async def test_the_driver_stops_within_its_grace_and_the_next_has_the_other_pools(area: Path, disk: Disk, plugin: Plugin) -> None:
+async def test_the_driver_stops_within_its_grace_and_the_next_has_the_other_pools(
+    area: Path, disk: Disk, plugin: Plugin
+) -> None:
     """Threads that hang stay until the disk goes on: the kernel can end no such process. It serves nobody any more."""
     async with connected(plugin) as client:
         disk.hang()
@@ -377,9 +382,7 @@ async def test_the_driver_stops_within_its_grace_and_the_next_has_the_other_pool
         assert process is not None
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(GRACE_SECONDS + 10):
-            while "stopped" not in plugin.log.read_text():
-                await asyncio.sleep(0.05)
+        await _until(lambda: "stopped" in plugin.log.read_text(), within=GRACE_SECONDS + 10, every=0.05)
         print(f"stopped after {time.monotonic() - began:.1f} s")  # noqa: T201
         assert not plugin.socket.exists()
         codes = {await _code(call) for call in calls}

@@ -79,7 +79,9 @@ async def test_figures_and_deletion_take_no_longer_with_many_files(
                 f"\n{kind.name}: {MANY} files: stats {with_many * 1e3:.2f} ms ({FEW} files: {with_few * 1e3:.2f} ms), "
                 f"condition {condition * 1e3:.2f} ms, delete {deleted * 1e3:.1f} ms"
             )
-        assert with_many <= STATS_SECONDS
-        assert condition <= STATS_SECONDS
+        # An emulated processor takes longer for any call.
+        allowed = max(STATS_SECONDS, 1.5 * with_few)
+        assert with_many <= allowed
+        assert condition <= allowed
         assert deleted <= DELETE_SECONDS
         assert with_many <= 3 * with_few + 0.002

@@ -149,7 +149,8 @@ async def test_what_is_made_larger_than_its_source_can_be_written_to_its_own_siz
         await write_to_the_end(driver, kind, made.volume_id, other, size=size)
         assert (target / "kept").read_bytes() == CONTENT
         total, _ = await room(driver, volume, target)
-        assert total <= kind.size
+        # The limit of a subvolume is raised by what its copies keep of it.
+        assert total <= kind.size + (MIB if kind is BTRFS else 0)
         await driver.unpublish(volume, target)
         await driver.unpublish(made.volume_id, other)
 
@@ -161,6 +162,7 @@ async def test_a_device_is_copied_into_a_larger_one(area: Path, of: str) -> None
         target = driver.target("pod")
         await driver.publish(volume, target, wanted=BLOCK.wanted)
         assert _written_to_device(target) == BLOCK.size
+        await driver.unpublish(volume, target)
         taken = (await snapshot(driver, volume)).snapshot_id if of == "snapshot" else ""
         size = 2 * BLOCK.size
         copied = await copy(
@@ -172,7 +174,6 @@ async def test_a_device_is_copied_into_a_larger_one(area: Path, of: str) -> None
             wanted=BLOCK.wanted,
         )
         made = copied.volume_id
-        await driver.unpublish(volume, target)
         await driver.publish(made, target, wanted=BLOCK.wanted)
         with target.open("rb") as device:
             assert device.read(BLOCK.size) == b"x" * BLOCK.size

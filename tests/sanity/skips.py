@@ -37,9 +37,6 @@ NEWER_THAN_CSI_1_12: Final = {
 NOT_RUN_BY_THE_SUITE: Final = {"pending": 1}
 """A test that csi-sanity itself has switched off."""
 
-GROUPS: Final = {"GroupControllerService not supported": 6}
-"""Snapshots of several volumes of one moment."""
-
 MODIFYING: Final = {
     "Modify volume not supported": 1,
     "Modify Volume not supported": 1,
@@ -52,7 +49,6 @@ EXPECTED: Final[Mapping[str, int]] = {
     **NOTHING_TO_STAGE,
     **NEWER_THAN_CSI_1_12,
     **NOT_RUN_BY_THE_SUITE,
-    **GROUPS,
     **MODIFYING,
 }
 """The same for every backend and mode."""

@@ -7,6 +7,7 @@ directory's inode number on, and to which nothing belongs that was deleted, so t
 """
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ DATA: Final = "data"
 _MINIMUM: Final = 1 << 20
 _PROJECTS: Final = 1 << 31
 _PROJECT_ATTEMPTS: Final = 1 << 12
+_NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class DirectoryBackend:
@@ -134,11 +136,18 @@ class DirectoryBackend:
 
     def retire(self, folder: Directory) -> None:
         """Take the limit off the volume's project, so that its number is free."""
-        if self._no_quota is None:
-            with contextlib.suppress(FileNotFoundError), folder.child(DATA) as data:
-                project = quotas.project_of(data.fd)
-                if project:
-                    quotas.set_limit(data.fd, project, 0)
+        if self._no_quota is not None:
+            return
+        try:
+            data = folder.child(DATA)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY:
+                raise
+            return
+        with data:
+            project = quotas.project_of(data.fd)
+            if project:
+                quotas.set_limit(data.fd, project, 0)
 
     def footprint(self, folder: Directory) -> Footprint | None:
         """What the kernel counts for the limit; without one it could not be told in constant time."""

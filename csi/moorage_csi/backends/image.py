@@ -147,8 +147,8 @@ class Image:
             return True
         if not growing.grows_unmounted(shape.filesystem):
             return False
-        with _kept(folder, alone=True), _opened(folder) as fd:
-            await growing.grow_image(fd, shape.filesystem)
+        with _kept(folder, alone=True) as lock, _opened(folder) as fd:
+            await growing.grow_image(fd, shape.filesystem, lock=lock)
             os.fsync(fd)
         return True
 
@@ -351,10 +351,11 @@ def _publish_device(fd: int, publication: Publication) -> None:
 
 
 @contextlib.contextmanager
-def _kept(folder: Directory, *, alone: bool) -> Iterator[None]:
+def _kept(folder: Directory, *, alone: bool) -> Iterator[int]:
     """Keep the image from being mounted and grown while it is copied or, ``alone``, from being copied meanwhile.
 
-    Waits for nobody. The lock is on the folder and goes with the process; ``loops`` has one of its own on the file.
+    Waits for nobody. The lock is on the folder and goes with the process, and with every program that gets the descriptor;
+    ``loops`` has one of its own on the file.
 
     Raises:
         InFlightError: somebody does what would disturb.
@@ -366,7 +367,7 @@ def _kept(folder: Directory, *, alone: bool) -> Iterator[None]:
         except BlockingIOError as error:
             doing = "copied" if alone else "mounted or grown"
             raise InFlightError(f"the image in {path_of(fd)} is being {doing} at this moment: ask again") from error
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from moorage_csi.backends.targets import path_of
-from moorage_csi.errors import PreconditionError, UnavailableError
+from moorage_csi.errors import InFlightError, PreconditionError, UnavailableError
 from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, reflink, syscalls
 from moorage_csi.host.loops import LoopStatus
 from moorage_csi.host.mounts import Mount
@@ -122,7 +122,8 @@ def still(fd: int, *, seconds: float) -> Iterator[None]:
     """Keep the filesystem in an image from changing for the length of a block, and bring to the file what is dirty.
 
     Raises:
-        PreconditionError: the block took longer than that, or somebody else has it frozen.
+        PreconditionError: the block took longer than that.
+        InFlightError: it is frozen already, by another copy or by somebody else.
     """
     with contextlib.ExitStack() as stack:
         for device in devices(fd):
@@ -144,9 +145,7 @@ def still(fd: int, *, seconds: float) -> Iterator[None]:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            raise PreconditionError(
-                "the volume's filesystem is frozen by somebody else: thaw it with fsfreeze -u"
-            ) from error
+            raise _already_frozen() from error
 
 
 @contextlib.contextmanager
@@ -156,7 +155,8 @@ def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[
     With ``by_caller`` one that is frozen already is so by the caller.
 
     Raises:
-        PreconditionError: the block took longer than that, or somebody else has it frozen.
+        PreconditionError: the block took longer than that.
+        InFlightError: it is frozen already, by another copy or by somebody else.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -166,10 +166,7 @@ def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[
                 if error.errno != errno.EBUSY:
                     raise
                 if not by_caller:
-                    raise PreconditionError(
-                        "the volume's filesystem is frozen, by another copy or by somebody else: ask again, and if that does "
-                        "not help, thaw it with fsfreeze -u"
-                    ) from error
+                    raise _already_frozen() from error
             yield
     except TimeoutError as error:
         raise PreconditionError(
@@ -177,6 +174,13 @@ def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[
             f"takes longer than {seconds:.0f} s, for which writes can be held up: end the pods that use it, or keep "
             "it in a pool on xfs or btrfs"
         ) from error
+
+
+def _already_frozen() -> InFlightError:
+    return InFlightError(
+        "the volume's filesystem is frozen, by another copy of it or by somebody else: ask again, and if that does not help, "
+        "thaw it with fsfreeze -u"
+    )
 
 
 def shared_out(source: int, target: int) -> bool:

@@ -282,7 +282,7 @@ async def _fit(folder: Directory, shape: Shape) -> None:
         with _opened(folder) as fd:
             if not await asyncio.to_thread(layers.is_free, fd):
                 raise UnavailableError("the volume is being copied or came into use: ask again")
-            await growing.grow_image(fd, shape.filesystem)
+            await growing.grow_image(fd, shape.filesystem, lock=chain.fd)
             os.fsync(fd)
 
 

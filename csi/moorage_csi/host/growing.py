@@ -39,10 +39,12 @@ def grows_unmounted(filesystem: str) -> bool:
     return filesystem == EXT4
 
 
-async def grow_image(fd: int, filesystem: str) -> None:
+async def grow_image(fd: int, filesystem: str, *, lock: int) -> None:
     """Grow the ext4 filesystem on an image that nothing uses, to the size of the image.
 
-    It is checked first, because the tool insists; it runs to its end even if the caller is cancelled.
+    It is checked first, because the tool insists; it runs to its end even if the caller is cancelled. ``lock`` is the
+    descriptor by which the caller has it locked (flock): the tools have it too, and so it stays locked as long as one of
+    them is at work, even where the driver dies and they do not.
 
     Raises:
         CommandError: it is damaged, or there is no room.
@@ -51,24 +53,24 @@ async def grow_image(fd: int, filesystem: str) -> None:
     if not grows_unmounted(filesystem):
         msg = f"{filesystem} grows only while it is mounted"
         raise ValueError(msg)
-    await commands.finish(_grow_ext4(fd))
+    await commands.finish(_grow_ext4(fd, lock))
 
 
-async def _grow_ext4(fd: int) -> None:
+async def _grow_ext4(fd: int, lock: int) -> None:
     image = f"/proc/self/fd/{fd}"
     await commands.run(
         ["e2fsck", "-f", "-p", image],
         timeout=_TIMEOUT,
         shielded=True,
         expected=_FSCK_FINE,
-        keep_fds=[fd],
+        keep_fds=[fd, lock],
         advice="the filesystem has to be repaired by hand with e2fsck before it can grow",
     )
     await commands.run(
         ["resize2fs", image],
         timeout=_TIMEOUT,
         shielded=True,
-        keep_fds=[fd],
+        keep_fds=[fd, lock],
         advice="free space in the pool, and ask again",
     )
 

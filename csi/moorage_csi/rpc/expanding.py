@@ -141,7 +141,7 @@ def larger(record: Record) -> Shape:
 
 
 def _make_larger(opened: OpenPool, record: Record) -> None:
-    with opened.pool.folder(record.id) as folder:
+    with opened.limiting, opened.pool.folder(record.id) as folder:
         backend = opened.backend_of(record)
         backend.grow(folder, larger(record))
         if opened.pool.dependants(record.id):

@@ -22,7 +22,6 @@ from moorage_csi.backends.backend import Backend
 from moorage_csi.errors import PreconditionError
 from moorage_csi.host.paths import Directory
 from moorage_csi.rpc.pools import OpenPool, Station
-from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.snapshots import unlimited
 from moorage_csi.volumes.record import Record
 from moorage_csi.volumes.snapshot import Snapshot
@@ -105,7 +104,7 @@ def _held(part: Part) -> Iterator[Directory]:
 
 def _copy(part: Part, origin: Directory, *, pace: Callable[[], None]) -> None:
     with part.opened.pool.snapshots.folder(part.snapshot.id) as folder:
-        part.backend.book(origin, shape_of(part.record), copied=True)
+        part.opened.book_copy(part.record, origin)
         part.backend.copy(origin, folder, unlimited(part.record), pace=pace, held=True)
 
 

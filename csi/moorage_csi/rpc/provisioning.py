@@ -10,13 +10,12 @@ filesystem is therefore made only in storage that the same attempt has made, nev
 A volume that is being wiped (see ``wiping``) was given to somebody: it is not made anew, and deleting it is
 like deleting one that is ready.
 
-Deleting: look that nobody uses it · write the record (``deleting``) · rename the folder into the trash.
+Deleting: look that nobody uses it · write the record (``deleting``) · give back its limit · rename the folder into the trash.
 Whatever stops before the rename is done again; after it there is nothing left to do.
 
 Both run with the volume's key held (see ``guard``), so that no two of them meet.
 """
 
-import contextlib
 import errno
 import logging
 import uuid
@@ -181,7 +180,7 @@ class Provisioner:
         def copy() -> None:
             with source.folder() as origin, opened.pool.folder(record.id) as folder:
                 if isinstance(source.what, Record):
-                    backend.book(origin, shape_of(source.what), copied=True)
+                    source.pool.book_copy(source.what, origin)
                 backend.copy(origin, folder, shape_of(record), pace=station.pace)
 
         async def fit() -> None:
@@ -229,9 +228,7 @@ class Provisioner:
         """Remove what nobody was ever given, and end a deletion that was begun."""
 
         def throw_away() -> None:
-            with contextlib.suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
-                opened.backend_of(record).retire(folder)
-            opened.pool.discard(record)
+            opened.pool.discard(record, retire=opened.backend_of(record).retire)
 
         await station.lane.run(throw_away)
         station.discarded()
@@ -246,11 +243,10 @@ class Provisioner:
                         "unpublish it first"
                     )
                 self._step("unused")
-                backend.retire(folder)
         except FileNotFoundError:
             # Another node of a shared pool was faster.
             return
-        opened.pool.discard(record)
+        opened.pool.discard(record, retire=backend.retire)
         self._step("discarded")
 
 

@@ -6,7 +6,7 @@ done where it is: a retry after a crash finds the volume where it lay, or back.
 
 import logging
 
-from moorage_csi.errors import AlreadyExistsError, NotFoundError
+from moorage_csi.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from moorage_csi.proto import moorage_pb2 as moorage
 from moorage_csi.rpc.compatibility import context_of
 from moorage_csi.rpc.pools import Pools, Station
@@ -65,9 +65,11 @@ class Recovery:
     async def _take_back(self, station: Station, left: Left) -> Record | Snapshot:
         opened = await station.open()
         try:
-            back = await station.lane.run(lambda: opened.pool.restore(left))
+            back = await station.lane.run(lambda: opened.pool.restore(left, revive=opened.limit))
         except FileExistsError as error:
             raise AlreadyExistsError(f"{left.record.id} is there again: {error}") from error
+        except OSError as error:
+            raise UnavailableError(f"{left.record.id} cannot be taken back: {error}; it stays where it is") from error
         _log.info("taken back", extra={"id": back.id, "pool": station.name, "request_name": back.name})
         return back
 

@@ -15,7 +15,6 @@ Both run with the snapshot's key held, and its source is kept from being taken a
 """
 
 import asyncio
-import contextlib
 import errno
 import logging
 import uuid
@@ -40,6 +39,7 @@ from moorage_csi.rpc.provisioning import no_step
 from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.sources import Sources
 from moorage_csi.volumes.ids import SnapshotId, VolumeId, snapshot_id_for
+from moorage_csi.volumes.pool import nothing_kept
 from moorage_csi.volumes.record import Record
 from moorage_csi.volumes.snapshot import Snapshot, SnapshotState
 
@@ -162,7 +162,7 @@ class Snapshotter:
     def _copy(self, station: Station, opened: OpenPool, record: Record, snapshot: Snapshot) -> None:
         with opened.pool.folder(record.id) as origin, opened.pool.snapshots.folder(snapshot.id) as folder:
             backend = opened.backend_of(record)
-            backend.book(origin, shape_of(record), copied=True)
+            opened.book_copy(record, origin)
             backend.copy(origin, folder, unlimited(record), pace=station.pace)
 
     async def _delete(self, wanted: SnapshotId) -> None:
@@ -253,10 +253,7 @@ async def throw_away(station: Station, snapshot: Snapshot) -> None:
 
     def take_out() -> None:
         backend = opened.backends.get(snapshot.backend)
-        if backend is not None:
-            with contextlib.suppress(FileNotFoundError), opened.pool.snapshots.folder(snapshot.id) as folder:
-                backend.retire(folder)
-        opened.pool.discard_snapshot(snapshot)
+        opened.pool.discard_snapshot(snapshot, retire=nothing_kept if backend is None else backend.retire)
 
     await station.lane.run(take_out)
     station.discarded()

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from moorage_csi import contract
@@ -33,7 +33,7 @@ from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.lane import Lane
 from moorage_csi.volumes.pool import Pool, PoolSettings, Problem
-from moorage_csi.volumes.record import Record, State
+from moorage_csi.volumes.record import Mode, Record, State
 from moorage_csi.volumes.snapshot import SnapshotState
 
 Answer = TypeVar("Answer")
@@ -67,6 +67,35 @@ class OpenPool:
         self.no_reflink = no_reflink
         self.disk = os.fstat(pool.root.fd).st_dev
         """The number of the filesystem that the pool lies on."""
+        self.limiting = threading.Lock()
+        """Held from the look at a volume's record and limit until the limit is set: growing and copying both raise it."""
+
+    def book_copy(self, known: Record, folder: Directory) -> None:
+        """Let a volume that is about to be copied hold, beside its size, what the copy will have of it. Blocks.
+
+        ``known`` may have grown since it was looked up.
+        """
+        with self.limiting:
+            record = self.pool.find(known.id) or known
+            shape = replace(shape_of(record), size=record.growing_to or record.size)
+            self.backend_of(record).book(folder, shape, copied=True)
+
+    def limit(self, record: Record, folder: Directory) -> None:
+        """Have the kernel hold the size of a volume that lost its limit when it was deleted. Blocks.
+
+        An image is as large as it is, and needs none. Where the kernel holds none any more the volume comes back all the same;
+        its condition says so.
+        """
+        backend = self.backend_of(record)
+        if record.filesystem or record.mode is Mode.BLOCK:
+            return
+        try:
+            with self.limiting:
+                backend.grow(folder, shape_of(record))
+                if self.pool.dependants(record.id):
+                    backend.book(folder, shape_of(record), copied=True)
+        except OSError as error:
+            _log.warning("no limit for what is taken back", extra={"volume": record.id, "reason": str(error)})
 
     def backend_of(self, record: Record) -> Backend:
         """The backend that made the volume."""
@@ -318,7 +347,7 @@ class Station:
             chosen = choice.choose(facts)
             no_reflink = reflink.reflink_supported(pool.root)
             _resume_sources(pool, backends)
-            pool.settle()
+            pool.settle(retire=lambda what, folder: _retire(backends.get(what.backend), folder))
             if pool.identity.backend is None:
                 pool.keep_backend(chosen.backend)
         except BaseException:
@@ -385,12 +414,23 @@ class Station:
 def _booked(opened: OpenPool) -> bool:
     """Take back the room that volumes had for copies which are gone; False where some of it has to be tried again."""
     done = True
-    for record in opened.pool.records.values():
-        backend = opened.backends.get(record.backend)
-        if backend is not None and record.state is State.READY and not opened.pool.dependants(record.id):
-            with suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
-                done &= backend.book(folder, shape_of(record), copied=False)
+    for known in opened.pool.records:
+        with opened.limiting:
+            record = opened.pool.find(known)
+            backend = None if record is None else opened.backends.get(record.backend)
+            if record is None or backend is None or record.state is not State.READY:
+                continue
+            if record.growing_to is not None:
+                done = False
+            elif not opened.pool.dependants(record.id):
+                with suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
+                    done &= backend.book(folder, shape_of(record), copied=False)
     return done
+
+
+def _retire(backend: Backend | None, folder: Directory) -> None:
+    if backend is not None:
+        backend.retire(folder)
 
 
 def _resume_sources(pool: Pool, backends: dict[str, Backend]) -> None:

@@ -12,6 +12,7 @@ same critical section that writes the record, however many requests race. See ``
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,14 @@ _FOLDERS: Final = (VOLUMES.folder, SNAPSHOTS.folder, _MAKING, *exits.FOLDERS)
 _PRIVATE: Final = 0o700
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNFINISHED: Final = frozenset({SnapshotState.CREATING, SnapshotState.DELETING})
+
+
+def nothing_kept(folder: Directory) -> None:
+    """The kernel keeps nothing for what lies in the folder."""
+
+
+def nothing_kept_for(what: Record | Snapshot, folder: Directory) -> None:
+    """The same, of one of several."""
 
 
 class Pool:
@@ -262,8 +271,11 @@ class Pool:
         """
         return self._account.alone()
 
-    def discard(self, record: Record) -> None:
+    def discard(self, record: Record, *, retire: Callable[[Directory], None] = nothing_kept) -> None:
         """Take the volume out of the pool, by the way that its class says; see ``exits``. Its snapshots stay.
+
+        ``retire`` gives back what the kernel keeps for the volume in the folder that it gets; it is called when the record
+        says that the volume goes, and not before: one without its limit must never be anybody's.
 
         What never became ready holds nobody's data and is kept nowhere. A crash before the rename leaves
         the record in state ``deleting``, which the next start or call finishes, or ``wiping``; after it, nothing is
@@ -272,18 +284,25 @@ class Pool:
         if record.state is State.READY:
             with self._saying():
                 self.volumes.update(replace(record, state=State.DELETING))
+        with contextlib.suppress(FileNotFoundError), self.volumes.folder(record.id) as folder:
+            retire(folder)
         self.volumes.give_up(record, lambda folder, name: self.exits.take_volume(record, folder, name))
 
-    def discard_snapshot(self, snapshot: Snapshot) -> None:
+    def discard_snapshot(self, snapshot: Snapshot, *, retire: Callable[[Directory], None] = nothing_kept) -> None:
         """Take the snapshot out of the pool, into the trash; otherwise like ``discard``."""
         if snapshot.state is SnapshotState.READY:
             with self._saying():
                 self.snapshots.update(replace(snapshot, state=SnapshotState.DELETING))
+        with contextlib.suppress(FileNotFoundError), self.snapshots.folder(snapshot.id) as folder:
+            retire(folder)
         self.snapshots.give_up(snapshot, lambda folder, name: self.exits.take_snapshot(snapshot, folder, name))
 
-    def restore(self, left: Left) -> Record | Snapshot:
+    def restore(
+        self, left: Left, *, revive: Callable[[Record, Directory], None] = nothing_kept_for
+    ) -> Record | Snapshot:
         """Take back what was deleted, one of ``exits.restorable()``: whole, under its id, and promised again.
 
+        ``revive`` takes back what was given back for a volume when it went (see ``discard``), before it is anybody's again.
         A crash leaves it where it was, or back; it may be repeated. Returns its record.
 
         Raises:
@@ -308,6 +327,8 @@ class Pool:
                 if volume.state is State.DELETING:
                     volume = replace(volume, state=State.READY)
                 self._account.afford(stake_of_volume(volume, found), given_back=kept)
+                with source.child(left.name) as folder:
+                    revive(volume, folder)
                 self.volumes.take_back(source, left.name, volume)
                 return volume
         except FileNotFoundError as error:
@@ -341,8 +362,8 @@ class Pool:
         self.volumes.load()
         self.snapshots.load()
 
-    def settle(self) -> None:
-        """Bring to an end what an earlier process of this node left in the middle.
+    def settle(self, *, retire: Callable[[Record | Snapshot, Directory], None] = nothing_kept_for) -> None:
+        """Bring to an end what an earlier process of this node left in the middle; ``retire`` as in ``discard``.
 
         Volumes and snapshots that never became ready go to the trash, deletions that began are finished, half-made
         folders are removed. What becomes of a snapshot that is copied, other pools decide too, see ``rpc.membership``.
@@ -352,11 +373,11 @@ class Pool:
         for record in self.volumes.records.values():
             if record.state not in GIVEN and self._is_mine(record):
                 with self._settling(record):
-                    self.discard(record)
+                    self.discard(record, retire=functools.partial(retire, record))
         for snapshot in self.snapshots.records.values():
             if snapshot.state in _UNFINISHED and self._is_mine(snapshot):
                 with self._settling(snapshot):
-                    self.discard_snapshot(snapshot)
+                    self.discard_snapshot(snapshot, retire=functools.partial(retire, snapshot))
         if not self.settings.shared:
             for name in self._making.names():
                 with self._tolerating(name):
