@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,7 +156,7 @@ async def test_what_cannot_be_undone_is_told_as_unavailable_and_cleared_by_the_r
     async def failing(**_: object) -> None:
         raise OSError(errno.EIO, "mkfs lost its disk")
 
-    def stuck(*_: object) -> None:
+    def stuck(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "rename lost its disk")
 
     monkeypatch.setattr(filesystems, "make", failing)
@@ -174,11 +175,11 @@ async def test_what_cannot_be_undone_is_told_as_unavailable_and_cleared_by_the_r
 async def test_a_deadline_ends_the_call_but_neither_the_work_nor_its_guard(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, may_end, calls = filesystems.make, asyncio.Event(), []
+    real, may_end, calls = filesystems.make, threading.Event(), []
 
     async def slow(**arguments: object) -> None:
         calls.append(arguments)
-        await may_end.wait()
+        assert await asyncio.to_thread(may_end.wait, 20)
         await real(**arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(filesystems, "make", slow)
