@@ -1,4 +1,4 @@
-"""What a person asks of the driver of one node, by its unix socket: `moorage-csi deleted`, `moorage-csi restore ID`.
+"""What a person asks of the driver of one node, by its unix socket: `moorage-csi deleted`, `restore ID`, `shrink ID SIZE`.
 
 In a cluster: ``kubectl exec -n NAMESPACE POD -- moorage-csi deleted``, where the pod is the node's. The driver runs meanwhile,
 and it alone touches the pools.
@@ -16,7 +16,7 @@ from moorage_csi import contract, quantity
 from moorage_csi.proto import moorage_pb2 as moorage
 from moorage_csi.proto import moorage_pb2_grpc
 
-COMMANDS: Final = ("deleted", "restore")
+COMMANDS: Final = ("deleted", "restore", "shrink")
 
 SECONDS: Final = 60.0
 """For which an answer is waited for."""
@@ -53,7 +53,11 @@ def _parser(endpoint: str) -> argparse.ArgumentParser:
         "--storage-class", default="moorage", help="of the PersistentVolume that is printed (default: %(default)s)"
     )
     restore.set_defaults(work=_restore)
-    for each in (deleted, restore):
+    shrink = commands.add_parser("shrink", help="make a volume smaller whose size is held by a quota")
+    shrink.add_argument("id", help="the PersistentVolume's volumeHandle")
+    shrink.add_argument("size", type=_size, help="as Kubernetes writes it: 10Gi")
+    shrink.set_defaults(work=_shrink)
+    for each in (deleted, restore, shrink):
         each.add_argument("--endpoint", default=endpoint, help="the driver's socket (default: %(default)s)")
         each.add_argument("-o", "--output", choices=("text", "json"), default="text")
     return parser
@@ -103,6 +107,24 @@ def _restore(volumes: "moorage_pb2_grpc.VolumesStub", chosen: argparse.Namespace
     if chosen.output == "text":
         out.write(f"# Volume {item.id} is back. This makes it known to the cluster: kubectl apply -f -\n")
     _dump(persistent_volume(item, storage_class=chosen.storage_class), out)
+
+
+def _shrink(volumes: "moorage_pb2_grpc.VolumesStub", chosen: argparse.Namespace, out: TextIO) -> None:
+    request = moorage.ShrinkVolumeRequest(volume_id=chosen.id, size_bytes=chosen.size)
+    size = volumes.ShrinkVolume(request, timeout=SECONDS).size_bytes
+    if chosen.output == "json":
+        _dump({"id": chosen.id, "sizeBytes": size}, out)
+    else:
+        out.write(
+            f"volume {chosen.id} has {quantity.text(size)} now; its claim keeps the size that it was bound with\n"
+        )
+
+
+def _size(text: str) -> int:
+    try:
+        return quantity.parse(text)
+    except quantity.QuantityError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def persistent_volume(item: moorage.Item, *, storage_class: str) -> dict[str, Any]:

@@ -163,6 +163,15 @@ class Backend(Protocol):
         Used or not. Never makes it smaller. After a crash it has the old size or the new one.
         """
 
+    def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:
+        """Hold the storage to the shape's size, which is smaller than before; used or not. ``copied`` as for ``book``.
+
+        A crash leaves the old limit or the new one.
+
+        Raises:
+            PreconditionError: more is in use than that, or storage of this kind never becomes smaller; nothing changed.
+        """
+
     async def fit(self, folder: Directory, shape: Shape) -> bool:
         """Make the filesystem in storage that nobody uses as large as the storage.
 

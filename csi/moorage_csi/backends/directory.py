@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.backends import binds
+from moorage_csi.backends import binds, limits
 from moorage_csi.backends.backend import Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
     figures_of,
@@ -125,6 +125,18 @@ class DirectoryBackend:
         if shape.quota == contract.QUOTA_ENFORCED:
             with folder.child(DATA) as data:
                 quotas.set_limit(data.fd, quotas.project_of(data.fd), shape.size)
+
+    def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - nothing counts so
+        """Lower the limit, where one is held; it is read back."""
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return
+        with folder.child(DATA) as data:
+            project = quotas.project_of(data.fd)
+            limits.lower(
+                shape.size,
+                read=lambda: quotas.read_limit(data.fd, project),
+                write=lambda size: quotas.set_limit(data.fd, project, size),
+            )
 
     async def fit(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
         """The limit is the size."""

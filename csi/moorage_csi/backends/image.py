@@ -141,6 +141,13 @@ class Image:
             for device in imagefile.devices(fd):
                 loops.set_capacity(device.number)
 
+    def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - never
+        """Refused: the filesystem would have to give up blocks that it may be using."""
+        raise PreconditionError(
+            f"a volume of backend {self.name} never becomes smaller, because the filesystem in its image cannot: make a smaller "
+            "one and copy its files"
+        )
+
     async def fit(self, folder: Directory, shape: Shape) -> bool:
         """Grow ext4 on the file; a device has nothing to grow, and xfs grows only while it is mounted."""
         if not shape.filesystem:

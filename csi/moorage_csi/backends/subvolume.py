@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.backends import binds
+from moorage_csi.backends import binds, limits
 from moorage_csi.backends.backend import Amount, Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import figures_of, path_of, take_away
 from moorage_csi.errors import InvalidArgumentError, PreconditionError
 from moorage_csi.host import btrfs, qgroups
 from moorage_csi.host.paths import Directory
+from moorage_csi.host.quotas import Limit
 
 _log = logging.getLogger(__name__)
 
@@ -106,9 +107,7 @@ class Subvolumes:
         """
         if shape.quota != contract.QUOTA_ENFORCED or qgroups.state(folder.fd).quota is not qgroups.Quota.SIMPLE:
             return True
-        btrfs.commit(folder.fd)
-        with folder.child(DATA) as data:
-            held = qgroups.read_limit(data.fd)
+        held = self._counted(folder)
         wanted = shape.size + held.used if copied else max(shape.size, held.used)
         if wanted > held.limit if copied else wanted != held.limit:
             qgroups.set_limit(folder, DATA, wanted)
@@ -125,6 +124,18 @@ class Subvolumes:
             known = qgroups.read_limit(data.fd).limit
         if known < shape.size:
             qgroups.set_limit(folder, DATA, shape.size)
+
+    def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:
+        """Lower the limit, where one is held; it is read back."""
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return
+        raised = copied and qgroups.state(folder.fd).quota is qgroups.Quota.SIMPLE
+        limits.lower(
+            shape.size,
+            read=lambda: self._counted(folder),
+            write=lambda size: qgroups.set_limit(folder, DATA, size),
+            beside=self._counted(folder).used if raised else 0,
+        )
 
     async def fit(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
         """The limit is the size."""
@@ -184,6 +195,13 @@ class Subvolumes:
             free = figures_of(target).size.available
         left = min(max(0, held.size - held.allocated), free)
         return Usage(size=Amount(total=held.size, used=held.allocated, available=left), inodes=None)
+
+    @staticmethod
+    def _counted(folder: Directory) -> Limit:
+        """What the kernel holds and has counted, up to this moment."""
+        btrfs.commit(folder.fd)
+        with folder.child(DATA) as data:
+            return qgroups.read_limit(data.fd)
 
 
 def _escaped(folder: Directory) -> str:

@@ -39,6 +39,11 @@ class VolumesStub:
                 request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.SerializeToString,
                 response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.FromString,
                 _registered_method=True)
+        self.ShrinkVolume = channel.unary_unary(
+                '/moorage.v1.Volumes/ShrinkVolume',
+                request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeRequest.SerializeToString,
+                response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeResponse.FromString,
+                _registered_method=True)
         self.ListDeleted = channel.unary_unary(
                 '/moorage.v1.Volumes/ListDeleted',
                 request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.SerializeToString,
@@ -58,6 +63,15 @@ class VolumesServicer:
         """Replaces the content of a volume by a fresh one of the same id, size, backend and filesystem.
         NOT_FOUND: no pool has the volume. FAILED_PRECONDITION: it is in use on this node, and is left as it is.
         ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again with the same uid, it goes on where it stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShrinkVolume(self, request, context):
+        """Makes a volume smaller whose size is held by a quota, in use or not; the CSI only has growing. Smaller already is a success.
+        FAILED_PRECONDITION: more is in use than that, it is growing, or its size is that of an image.
+        OUT_OF_RANGE: less than a volume can have. UNAVAILABLE: a step failed, ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +100,11 @@ def add_VolumesServicer_to_server(servicer, server):
                     servicer.WipeVolume,
                     request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.FromString,
                     response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.SerializeToString,
+            ),
+            'ShrinkVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShrinkVolume,
+                    request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeRequest.FromString,
+                    response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeResponse.SerializeToString,
             ),
             'ListDeleted': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeleted,
@@ -125,6 +144,33 @@ class Volumes:
             '/moorage.v1.Volumes/WipeVolume',
             moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.SerializeToString,
             moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShrinkVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Volumes/ShrinkVolume',
+            moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeRequest.SerializeToString,
+            moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

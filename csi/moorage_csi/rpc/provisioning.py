@@ -17,6 +17,7 @@ Both run with the volume's key held (see ``guard``), so that no two of them meet
 """
 
 import errno
+import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -228,7 +229,7 @@ class Provisioner:
         """Remove what nobody was ever given, and end a deletion that was begun."""
 
         def throw_away() -> None:
-            opened.pool.discard(record, retire=opened.backend_of(record).retire)
+            opened.pool.discard(record, retire=functools.partial(opened.retire, record))
 
         await station.lane.run(throw_away)
         station.discarded()
@@ -246,7 +247,7 @@ class Provisioner:
         except FileNotFoundError:
             # Another node of a shared pool was faster.
             return
-        opened.pool.discard(record, retire=backend.retire)
+        opened.pool.discard(record, retire=functools.partial(opened.retire, record))
         self._step("discarded")
 
 

@@ -16,6 +16,7 @@ Both run with the snapshot's key held, and its source is kept from being taken a
 
 import asyncio
 import errno
+import functools
 import logging
 import uuid
 from collections.abc import Callable
@@ -39,7 +40,6 @@ from moorage_csi.rpc.provisioning import no_step
 from moorage_csi.rpc.shapes import shape_of
 from moorage_csi.rpc.sources import Sources
 from moorage_csi.volumes.ids import SnapshotId, VolumeId, snapshot_id_for
-from moorage_csi.volumes.pool import nothing_kept
 from moorage_csi.volumes.record import Record
 from moorage_csi.volumes.snapshot import Snapshot, SnapshotState
 
@@ -252,8 +252,7 @@ async def throw_away(station: Station, snapshot: Snapshot) -> None:
     opened = await station.open()
 
     def take_out() -> None:
-        backend = opened.backends.get(snapshot.backend)
-        opened.pool.discard_snapshot(snapshot, retire=nothing_kept if backend is None else backend.retire)
+        opened.pool.discard_snapshot(snapshot, retire=functools.partial(opened.retire, snapshot))
 
     await station.lane.run(take_out)
     station.discarded()

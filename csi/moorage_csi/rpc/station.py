@@ -34,7 +34,7 @@ from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.lane import Lane
 from moorage_csi.volumes.pool import Pool, PoolSettings, Problem
 from moorage_csi.volumes.record import Mode, Record, State
-from moorage_csi.volumes.snapshot import SnapshotState
+from moorage_csi.volumes.snapshot import Snapshot, SnapshotState
 
 Answer = TypeVar("Answer")
 
@@ -79,6 +79,11 @@ class OpenPool:
             record = self.pool.find(known.id) or known
             shape = replace(shape_of(record), size=record.growing_to or record.size)
             self.backend_of(record).book(folder, shape, copied=True)
+
+    def retire(self, what: Record | Snapshot, folder: Directory) -> None:
+        """Give back what the kernel keeps for a volume or snapshot that goes, as its record says already. Blocks."""
+        with self.limiting:
+            _retire(self.backends.get(what.backend), folder)
 
     def limit(self, record: Record, folder: Directory) -> None:
         """Have the kernel hold the size of a volume that lost its limit when it was deleted. Blocks.

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from moorage_csi.host import btrfs
+from moorage_csi.host import btrfs, qgroups
 from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.ids import SNAPSHOT_ID, VOLUME_ID
 from moorage_csi.volumes.remains import Remains
@@ -57,7 +57,7 @@ class Trash(Remains):
 
 
 def _destroy_subvolumes(folder: Directory, batch: Callable[[], None] | None) -> None:
-    """Remove those that lie in the folder as a whole, however much is in them."""
+    """Remove those that lie in the folder as a whole, however much is in them, and what is left of their limits."""
     if not btrfs.is_btrfs(folder.fd):
         return
     for name in folder.names():
@@ -67,4 +67,6 @@ def _destroy_subvolumes(folder: Directory, batch: Callable[[], None] | None) -> 
         except NotADirectoryError:
             continue
         if whole:
+            # One that was nearly had back may have its limit again.
+            qgroups.drop_limit(folder, name)
             btrfs.destroy(folder, name, batch=batch)
