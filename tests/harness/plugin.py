@@ -100,7 +100,9 @@ class Plugin:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         with self.log.open("ab") as log:
             self._began = time.monotonic()
-            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment | self._environment)
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment | self._environment
+            )
         while not self._serves():
             if self._process.poll() is not None or time.monotonic() - self._began > START_SECONDS:
                 said = self.log.read_text()[-2000:]
