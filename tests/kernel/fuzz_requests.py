@@ -273,6 +273,9 @@ def _right(scene: Scene) -> Right:
         "volume_path": st.sampled_from(scene.targets),
         "staging_target_path": st.just(""),
         "parameters": st.sampled_from(classes),
+        "mutable_parameters": st.sampled_from(
+            ({}, {"onDelete": "delete"}, {"onDelete": "delete"}, {"onDelete": "archive"})
+        ),
         "segments": st.just({TOPOLOGY_KEY: "node-1"}),
         "required_bytes": st.sampled_from((SIZE, SIZE, SIZE, 65 * MIB, 96 * MIB)),
         "limit_bytes": st.sampled_from((0, 0, 0, 1 << 30)),

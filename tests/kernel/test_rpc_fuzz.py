@@ -55,6 +55,7 @@ DOCUMENTED = {
     "DeleteSnapshot": {Code.FAILED_PRECONDITION},
     "GetSnapshot": {Code.NOT_FOUND},
     "ControllerExpandVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE},
+    "ControllerModifyVolume": {Code.NOT_FOUND},
     "CreateVolumeGroupSnapshot": {
         *(Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED),
     },
@@ -65,9 +66,10 @@ DOCUMENTED = {
     "NodeGetVolumeStats": {Code.NOT_FOUND},
     "NodeExpandVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE},
     "WipeVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
+    "ShrinkVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE},
     "RestoreDeleted": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
 }
-"""CSI, the "Errors" of each RPC; for the last two ``moorage.proto``."""
+"""CSI, the "Errors" of each RPC; for the last three ``moorage.proto``."""
 
 OURS = {
     # The class requires a limit that this host's kernel cannot hold, which is nothing in the request.
@@ -82,7 +84,7 @@ OURS = {
 
 UNOFFERED = frozenset(
     {
-        *("ControllerPublishVolume", "ControllerUnpublishVolume", "ControllerModifyVolume"),
+        *("ControllerPublishVolume", "ControllerUnpublishVolume"),
         *("NodeStageVolume", "NodeUnstageVolume", "GetMetadataAllocated", "GetMetadataDelta"),
     }
 )

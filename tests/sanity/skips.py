@@ -37,19 +37,11 @@ NEWER_THAN_CSI_1_12: Final = {
 NOT_RUN_BY_THE_SUITE: Final = {"pending": 1}
 """A test that csi-sanity itself has switched off."""
 
-MODIFYING: Final = {
-    "Modify volume not supported": 1,
-    "Modify Volume not supported": 1,
-    "ControllerModifyVolume not supported": 6,
-}
-"""Changing a volume by its VolumeAttributesClass."""
-
 EXPECTED: Final[Mapping[str, int]] = {
     **NOTHING_TO_ATTACH,
     **NOTHING_TO_STAGE,
     **NEWER_THAN_CSI_1_12,
     **NOT_RUN_BY_THE_SUITE,
-    **MODIFYING,
 }
 """The same for every backend and mode."""
 

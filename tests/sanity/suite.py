@@ -253,6 +253,8 @@ def _wait_for(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None
 def _suite(mode: Mode, suite: Path, place: Path, log: Path) -> ET.Element:
     parameters = place / "parameters.yaml"
     parameters.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in mode.parameters.items()))
+    mutable = place / "mutable.yaml"
+    mutable.write_text("onDelete: retain\n")
     report = place / "report.xml"
     argv: Sequence[str | Path] = [
         suite,
@@ -262,6 +264,7 @@ def _suite(mode: Mode, suite: Path, place: Path, log: Path) -> ET.Element:
         f"-csi.testvolumesize={VOLUME_BYTES}",
         f"-csi.testvolumeexpandsize={2 * VOLUME_BYTES}",
         f"-csi.testvolumeparameters={parameters}",
+        f"-csi.testvolumemutableparameters={mutable}",
         f"-csi.testvolumeaccesstype={mode.access}",
         f"-ginkgo.junit-report={report}",
         "-ginkgo.no-color",

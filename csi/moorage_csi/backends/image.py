@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from moorage_csi.backends import imagefile
+from moorage_csi.backends import fitting, imagefile
 from moorage_csi.backends.backend import Amount, Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
     attributes_of,
@@ -93,8 +93,8 @@ class Image:
     def held(self, folder: Directory) -> Iterator[None]:
         """Freeze the filesystem, where it is mounted; see ``Backend.held``. Nobody can keep a device still in use."""
         with _kept(folder, alone=False), _opened(folder, os.O_RDONLY) as fd:
-            if not imagefile.mounts_of(fd) and (users := self.users(folder)):
-                raise _unsteady(users)
+            fitting.refuse_half_grown(folder)
+            self._refuse_device(fd, folder)
             with imagefile.still(fd, seconds=FREEZE_SECONDS):
                 yield
 
@@ -107,12 +107,12 @@ class Image:
         use is only copied where that takes a moment, because nobody can keep it still.
         """
         with _kept(source, alone=False), _opened(source, os.O_RDONLY) as origin:
+            fitting.refuse_half_grown(source)
             fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
             try:
                 with contextlib.nullcontext() if held else imagefile.still(origin, seconds=FREEZE_SECONDS):
                     if not imagefile.shared_out(origin, fd):
-                        if not imagefile.mounts_of(origin) and (users := self.users(source)):
-                            raise _unsteady(users)
+                        self._refuse_device(origin, source)
                         copying.copy_data(origin, fd, progress=lambda _: pace())
                 if os.fstat(fd).st_size < shape.size:
                     os.ftruncate(fd, shape.size)
@@ -155,8 +155,7 @@ class Image:
         if not growing.grows_unmounted(shape.filesystem):
             return False
         with _kept(folder, alone=True) as lock, _opened(folder) as fd:
-            await growing.grow_image(fd, shape.filesystem, lock=lock)
-            os.fsync(fd)
+            await fitting.fit(folder, fd, shape.filesystem, lock=lock)
         return True
 
     def spread(self, folder: Directory, shape: Shape) -> bool:
@@ -235,6 +234,7 @@ class Image:
             if publication.exclusive:
                 self._refuse_second(fd, publication)
             with _kept(folder, alone=True):
+                fitting.refuse_half_grown(folder)
                 if shape.block:
                     try:
                         _publish_device(fd, publication)
@@ -276,6 +276,14 @@ class Image:
             if mount is None or not any(imagefile.same(mount, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
             return figures_of(target)
+
+    def _refuse_device(self, fd: int, folder: Directory) -> None:
+        """Refuse to copy what a pod writes to as a device. One of a mount that has gone is free in a moment."""
+        if imagefile.mounts_of(fd) or not (users := self.users(folder)):
+            return
+        if all(device.autoclear for device in imagefile.devices(fd)):
+            raise InFlightError(f"{', '.join(users)} of this volume is about to be detached: ask again")
+        raise _unsteady(users)
 
     def _detached(self, device: LoopStatus) -> bool:
         for seconds in _HELD_PAUSES:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.backends import imagefile, layers
+from moorage_csi.backends import fitting, imagefile, layers
 from moorage_csi.backends.backend import Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
     attributes_of,
@@ -34,7 +34,7 @@ from moorage_csi.backends.targets import (
     take_away,
 )
 from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError, UnavailableError
-from moorage_csi.host import commands, filesystems, freezing, growing, loops, mounts, paths, syscalls
+from moorage_csi.host import commands, filesystems, freezing, loops, mounts, paths, syscalls
 from moorage_csi.host.mounts import Mount, MountAttributes, MountFlag
 from moorage_csi.host.paths import Directory
 
@@ -100,6 +100,7 @@ class Layered:
         """Freeze the filesystem that is written to, where it is in use; see ``Backend.held``."""
         with contextlib.ExitStack() as stack:
             with _settled(folder):
+                fitting.refuse_half_grown(folder)
                 fd = stack.enter_context(_opened(folder))
                 used = _is_used(fd)
                 if used:
@@ -231,6 +232,7 @@ class Layered:
             found = _mounts_of(fd)
             if _published(fd, publication):
                 return
+            fitting.refuse_half_grown(folder)
             others = [mount.target for mount in found if mount.target != publication.target]
             if publication.exclusive and others:
                 raise held_by(others)
@@ -265,6 +267,7 @@ def _take_over(source: Directory, chain: Directory, pace: Callable[[], None], *,
     """
     with contextlib.ExitStack() as stack:
         with _settled(source) as origin:
+            fitting.refuse_half_grown(source)
             below = layers.names(origin)
             if not source.exists(layers.FILE):
                 layers.link(origin, below, chain)
@@ -289,8 +292,7 @@ async def _fit(folder: Directory, shape: Shape) -> None:
         with _opened(folder) as fd:
             if not await asyncio.to_thread(layers.is_free, fd):
                 raise UnavailableError("the volume is being copied or came into use: ask again")
-            await growing.grow_image(fd, shape.filesystem, lock=chain.fd)
-            os.fsync(fd)
+            await fitting.fit(folder, fd, shape.filesystem, lock=chain.fd)
 
 
 def _mount(fd: int, chain: Directory, shape: Shape, publication: Publication) -> None:

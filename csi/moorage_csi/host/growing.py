@@ -4,13 +4,15 @@ A mounted one is grown by ioctl, on a descriptor of the mount: no program, and n
 grown while it is not mounted, and has to be where the kernel forbids the other (it asks for CAP_SYS_RESOURCE); xfs only
 grows while it is mounted, so that is done after the mount.
 
-Growing is done again without harm: what has the size already is left alone, and whoever stops in the middle (both
-journal it) leaves the old size or the new one.
+Growing is done again without harm: what has the size already is left alone. The kernel journals it, so whoever stops in
+the middle leaves the old size or the new one. The tool for what is not mounted does not: killed in the middle it leaves
+all data where it was, and a filesystem that is whole only after a repair.
 """
 
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from moorage_csi.host import commands
@@ -29,9 +31,15 @@ _EXT4_RESIZE: Final = 0x40086610
 _EXT4_BLOCKS: Final = struct.Struct("=Q")
 
 _TIMEOUT: Final = 3600.0
+_PREEN: Final = "-p"
+_REPAIR: Final = "-y"
 _FSCK_FINE: Final = (0, 1)
 _XFS_LEAST_GROUP: Final = 64
 """Blocks: a group that would be smaller is not added, so a size may be short by as much."""
+
+
+def _unmarked(begun: bool) -> None:
+    """Nobody keeps in mind how far it came."""
 
 
 def grows_unmounted(filesystem: str) -> bool:
@@ -39,12 +47,21 @@ def grows_unmounted(filesystem: str) -> bool:
     return filesystem == EXT4
 
 
-async def grow_image(fd: int, filesystem: str, *, lock: int) -> None:
-    """Grow the ext4 filesystem on an image that nothing uses, to the size of the image.
+async def grow_image(
+    fd: int, filesystem: str, *, lock: int, interrupted: bool = False, mark: Callable[[bool], None] = _unmarked
+) -> None:
+    """Grow the ext4 filesystem on an image that nothing uses, to the size of the image; on the disk when it returns.
 
-    It is checked first, because the tool insists; it runs to its end even if the caller is cancelled. ``lock`` is the
-    descriptor by which the caller has it locked (flock): the tools have it too, and so it stays locked as long as one of
-    them is at work, even where the driver dies and they do not.
+    It is checked first, because the tool insists; it runs to its end even if the caller is cancelled.
+
+    Args:
+        fd: open on the image for writing.
+        filesystem: what is on it.
+        lock: the descriptor by which the caller has it locked (flock). The tools have it too, and so it stays locked as
+            long as one of them is at work, even where the driver dies and they do not.
+        interrupted: that an earlier call died between ``mark(True)`` and ``mark(False)``. Then whatever the check finds is
+            repaired; otherwise only what needs no decision.
+        mark: called with True before the first change, and with False when the filesystem is whole; has to be durable.
 
     Raises:
         CommandError: it is damaged, or there is no room.
@@ -53,25 +70,37 @@ async def grow_image(fd: int, filesystem: str, *, lock: int) -> None:
     if not grows_unmounted(filesystem):
         msg = f"{filesystem} grows only while it is mounted"
         raise ValueError(msg)
-    await commands.finish(_grow_ext4(fd, lock))
+    await commands.finish(_grow_ext4(fd, lock, interrupted=interrupted, mark=mark))
 
 
-async def _grow_ext4(fd: int, lock: int) -> None:
-    image = f"/proc/self/fd/{fd}"
+async def _grow_ext4(fd: int, lock: int, *, interrupted: bool, mark: Callable[[bool], None]) -> None:
+    await _check(fd, lock, _REPAIR if interrupted else _PREEN)
+    mark(True)
+    try:
+        await commands.run(
+            ["resize2fs", f"/proc/self/fd/{fd}"],
+            timeout=_TIMEOUT,
+            shielded=True,
+            keep_fds=[fd, lock],
+            advice="free space in the pool, and ask again",
+        )
+    except commands.CommandError:
+        await _check(fd, lock, _REPAIR)
+        os.fsync(fd)
+        mark(False)
+        raise
+    os.fsync(fd)
+    mark(False)
+
+
+async def _check(fd: int, lock: int, how: str) -> None:
     await commands.run(
-        ["e2fsck", "-f", "-p", image],
+        ["e2fsck", "-f", how, f"/proc/self/fd/{fd}"],
         timeout=_TIMEOUT,
         shielded=True,
         expected=_FSCK_FINE,
         keep_fds=[fd, lock],
         advice="the filesystem has to be repaired by hand with e2fsck before it can grow",
-    )
-    await commands.run(
-        ["resize2fs", image],
-        timeout=_TIMEOUT,
-        shielded=True,
-        keep_fds=[fd, lock],
-        advice="free space in the pool, and ask again",
     )
 
 

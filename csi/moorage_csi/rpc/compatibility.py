@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.contract import Context
+from moorage_csi.contract import Context, Parameter
 from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, PreconditionError, UnavailableError
 from moorage_csi.host.mountoptions import parse_options
 from moorage_csi.rpc.validation import Access, Creation
@@ -20,12 +20,15 @@ _ACCEPTED_QUOTAS: Final = {
 
 
 def context_of(record: Record) -> dict[str, str]:
-    """What the PersistentVolume is to say of the volume."""
+    """What the PersistentVolume is to say of the volume: the same for as long as it lives, modified or not.
+
+    CSI, Volume.volume_context: "SHALL NOT be mutable".
+    """
     context = {
         Context.BACKEND: record.backend,
         Context.POOL: record.pool,
         Context.QUOTA: record.quota,
-        Context.ON_DELETE: record.on_delete,
+        Context.ON_DELETE: record.made_on_delete,
     }
     if record.filesystem:
         context[Context.FILESYSTEM] = record.filesystem
@@ -85,6 +88,19 @@ def refuse_unready(record: Record) -> None:
         raise UnavailableError(f"volume {record.id} is {record.state}: ask again when that has ended")
 
 
+def refuse_unmodifiable(record: Record) -> None:
+    """Refuse to modify a volume that cannot be.
+
+    Raises:
+        InvalidArgumentError: it ends with its pod, whatever is wished.
+    """
+    if record.ephemeral:
+        raise InvalidArgumentError(
+            f"volume {record.id} stands in a pod and is deleted with it: its {Parameter.ON_DELETE} cannot change; for a volume "
+            "that is kept make a claim"
+        )
+
+
 def refuse_unready_snapshot(snapshot: Snapshot) -> None:
     """Refuse a snapshot that is being made or deleted.
 
@@ -106,7 +122,8 @@ def refuse_different(existing: Record, wish: Creation) -> None:
     """Refuse a request that the volume of its name does not answer.
 
     CSI, CreateVolume: the same name with other arguments is ALREADY_EXISTS; with compatible ones, the
-    existing volume is the answer.
+    existing volume is the answer. One that was modified since answers the request that it was made by, which may be
+    repeated, and one that asks for what it is now. It never becomes again what it was: that is for ControllerModifyVolume.
     """
     parameters = wish.parameters
     differences = []
@@ -120,7 +137,7 @@ def refuse_different(existing: Record, wish: Creation) -> None:
         differences.append(f"it is of backend {existing.backend}")
     if existing.quota not in _ACCEPTED_QUOTAS[parameters.quota]:
         differences.append(f"its quota is {existing.quota}")
-    if parameters.on_delete != existing.on_delete:
+    if parameters.on_delete not in (existing.on_delete, existing.made_on_delete):
         differences.append(f"its onDelete is {existing.on_delete}")
     if parameters.permissions not in (None, existing.permissions):
         differences.append(f"its permissions are {existing.permissions:04o}")

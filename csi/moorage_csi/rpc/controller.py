@@ -24,10 +24,11 @@ from moorage_csi.errors import (
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.proto import csi_pb2_grpc
 from moorage_csi.rpc import validation
-from moorage_csi.rpc.compatibility import context_of, refuse_other_context, refuse_unusable
+from moorage_csi.rpc.compatibility import context_of, refuse_other_context, refuse_unmodifiable, refuse_unusable
 from moorage_csi.rpc.expanding import Expander
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.inventory import Inventory, snapshot_of
+from moorage_csi.rpc.modifying import Modifier
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
 from moorage_csi.rpc.provisioning import Provisioner
 from moorage_csi.rpc.snapshots import Snapshotter
@@ -47,6 +48,7 @@ _CAPABILITIES: Final = (
     _Rpc.GET_VOLUME,
     _Rpc.LIST_SNAPSHOTS,
     _Rpc.LIST_VOLUMES,
+    _Rpc.MODIFY_VOLUME,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
     _Rpc.VOLUME_CONDITION,
 )
@@ -75,6 +77,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             pools=pools, sources=self._sources, node_name=node_name, guard=guard, clock=clock, new_uuid=new_uuid
         )
         self._expander = Expander()
+        self._modifier = Modifier()
         self._inventory = Inventory(pools=pools, node_name=node_name)
 
     async def CreateVolume(  # noqa: N802 - the protocol's name
@@ -122,6 +125,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         try:
             refuse_unusable(record, validation.access(request.volume_capabilities), shared=station.settings.shared)
             refuse_other_context(request.volume_context, context_of(record))
+            if validation.mutable_parameters(request.mutable_parameters) is not None:
+                refuse_unmodifiable(record)
         except DriverError as error:
             return csi.ValidateVolumeCapabilitiesResponse(message=str(error))
         return csi.ValidateVolumeCapabilitiesResponse(
@@ -129,6 +134,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 volume_context=request.volume_context,
                 volume_capabilities=request.volume_capabilities,
                 parameters=request.parameters,
+                mutable_parameters=request.mutable_parameters,
             )
         )
 
@@ -229,6 +235,19 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             capacity_bytes=record.growing_to or record.size, node_expansion_required=record.growing_to is not None
         )
 
+    async def ControllerModifyVolume(  # noqa: N802 - the protocol's name
+        self, request: csi.ControllerModifyVolumeRequest, context: object
+    ) -> csi.ControllerModifyVolumeResponse:
+        """Change what becomes of a volume when it is deleted, in use or not; see ``modifying``.
+
+        A retry after a crash finds the volume as it was, or as it is to be.
+        """
+        del context
+        volume = validation.volume_id(request.volume_id)
+        on_delete = validation.modification(request.mutable_parameters)
+        await self._guard.run(volume, lambda: self._modify(volume, on_delete))
+        return csi.ControllerModifyVolumeResponse()
+
     async def ListVolumes(  # noqa: N802 - the protocol's name
         self, request: csi.ListVolumesRequest, context: object
     ) -> csi.ListVolumesResponse:
@@ -257,7 +276,6 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     ControllerPublishVolume = unoffered("ControllerPublishVolume", instead=_SAYS)
     ControllerUnpublishVolume = unoffered("ControllerUnpublishVolume", instead=_SAYS)
-    ControllerModifyVolume = unoffered("ControllerModifyVolume", instead=_SAYS)
 
     async def _create(self, station: Station, wish: Creation) -> Record:
         found = await self._pools.find(wish.id, certain=False)
@@ -281,6 +299,12 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         if found is None:
             raise NotFoundError(f"volume {volume} is not on {self._node_name}")
         return await self._expander.expand(*found, wish)
+
+    async def _modify(self, volume: VolumeId, on_delete: str) -> None:
+        found = await self._pools.find(volume)
+        if found is None:
+            raise NotFoundError(f"volume {volume} is not on {self._node_name}")
+        await self._modifier.modify(found[0], volume, on_delete=on_delete)
 
     def _here(self, topologies: Iterable[csi.Topology]) -> bool:
         """Whether one of these places is this node; no place at all means anywhere."""

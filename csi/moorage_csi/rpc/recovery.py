@@ -33,7 +33,8 @@ class Recovery:
             if opened is not None:
                 exits = opened.pool.exits
                 found += [(station, left) for left in await station.lane.run(exits.restorable)]
-        return sorted(found, key=lambda each: each[1].left, reverse=True)
+        # The names tell whole seconds; of two that left in one, the younger left last.
+        return sorted(found, key=lambda each: (each[1].left, each[1].record.created), reverse=True)
 
     async def restore(self, wanted: VolumeId | SnapshotId) -> Record | Snapshot:
         """Take back what was deleted under this id, or find it there. The caller holds its key.

@@ -50,12 +50,12 @@ class Shrinker:
         try:
             await station.lane.run(lambda: _lower(opened, smaller))
             self._step("lowered")
-            await station.lane.run(lambda: opened.pool.update(smaller))
+            written = await station.lane.run(lambda: opened.pool.shrunk(record, wanted))
         except OSError as error:
             raise UnavailableError(f"volume {record.id} cannot be made smaller: {error}; ask again") from error
         self._step("written")
         _log.info("volume is smaller", extra={"volume": record.id, "pool": station.name, "bytes": wanted})
-        return smaller
+        return written
 
 
 def _lower(opened: OpenPool, smaller: Record) -> None:

@@ -8,7 +8,7 @@ refusal names the key, the value and what is allowed, because it ends as an even
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from moorage_csi import contract, quantity
@@ -133,11 +133,9 @@ class Creation:
 def creation(request: csi.CreateVolumeRequest, *, pools: Sequence[str]) -> Creation:
     """What the request asks for; ``pools`` are the names that this node has."""
     name = _text("name", request.name, longest=LONGEST_NAME)
-    if request.mutable_parameters:
-        raise InvalidArgumentError(
-            f"mutable_parameters {', '.join(sorted(request.mutable_parameters))}: a volume's parameters cannot change"
-        )
     wished = parameters(request.parameters, pools=pools)
+    # CSI, CreateVolume: they take precedence.
+    wished = replace(wished, on_delete=mutable_parameters(request.mutable_parameters) or wished.on_delete)
     return Creation(
         id=volume_id_for(name),
         name=name,
@@ -296,6 +294,32 @@ def parameters(given: Mapping[str, str], *, pools: Sequence[str]) -> Parameters:
         claim=Claim(namespace=namespace, name=name) if name and namespace else None,
         volume_name=given.get(Metadata.VOLUME_NAME, ""),
     )
+
+
+def mutable_parameters(given: Mapping[str, str]) -> str | None:
+    """The ``onDelete`` in the parameters that may change while a volume lives, of which it is the only one; None: no wish.
+
+    The resizer may add for whom the volume is (``--extra-modify-metadata``), which changes nothing.
+    """
+    for key in given:
+        if key in _METADATA:
+            _text(key, given[key], longest=LONGEST_PATH)
+        elif key != Parameter.ON_DELETE:
+            raise InvalidArgumentError(
+                f"mutable parameter {key!r} is not known; allowed is {Parameter.ON_DELETE} alone"
+            )
+    return _word(given, Parameter.ON_DELETE, contract.ON_DELETES, default="") or None
+
+
+def modification(given: Mapping[str, str]) -> str:
+    """The ``onDelete`` that a volume is to have from now on. CSI, ControllerModifyVolume: the map is required."""
+    wished = mutable_parameters(given)
+    if wished is None:
+        raise InvalidArgumentError(
+            f"mutable_parameters are missing: say {Parameter.ON_DELETE}, the one that can change; allowed are "
+            f"{', '.join(contract.ON_DELETES)}"
+        )
+    return wished
 
 
 def access(capabilities: Iterable[csi.VolumeCapability], *, default_filesystem: str = "") -> Access:

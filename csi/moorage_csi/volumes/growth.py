@@ -51,12 +51,24 @@ class Growth:
         Raises:
             NotFoundError: the pool has the volume no more.
         """
-        known = self._known(record)
-        if known.growing_to is None:
-            return known
-        grown = replace(known, size=known.growing_to, growing_to=None)
-        self._volumes.update(grown)
-        return grown
+        with self._account.alone():
+            known = self._known(record)
+            if known.growing_to is None:
+                return known
+            grown = replace(known, size=known.growing_to, growing_to=None)
+            self._volumes.update(grown)
+            return grown
+
+    def shrunk(self, record: Record, size: int) -> Record:
+        """Write that the volume is held to ``size`` bytes, fewer than before, durably; returns that record.
+
+        Raises:
+            NotFoundError: the pool has the volume no more.
+        """
+        with self._account.alone():
+            smaller = replace(self._known(record), size=size)
+            self._volumes.update(smaller)
+            return smaller
 
     def give_up(self, record: Record) -> Record:
         """Write that the volume keeps its size, and promise the rest no more; returns that record.
@@ -66,12 +78,13 @@ class Growth:
         Raises:
             NotFoundError: the pool has the volume no more.
         """
-        known = self._known(record)
-        if known.growing_to is None:
-            return known
-        kept = replace(known, growing_to=None)
-        self._volumes.update(kept)
-        return kept
+        with self._account.alone():
+            known = self._known(record)
+            if known.growing_to is None:
+                return known
+            kept = replace(known, growing_to=None)
+            self._volumes.update(kept)
+            return kept
 
     def _known(self, record: Record) -> Record:
         known = self._volumes.find(record.id)

@@ -246,6 +246,10 @@ class Pool:
         """Write that the volume has the size that it was growing to; see ``Growth.done``."""
         return self._growth.done(record)
 
+    def shrunk(self, record: Record, size: int) -> Record:
+        """Write that the volume is held to fewer bytes; see ``Growth.shrunk``."""
+        return self._growth.shrunk(record, size)
+
     def give_up_growth(self, record: Record) -> Record:
         """Write that the volume keeps its size; see ``Growth.give_up``."""
         return self._growth.give_up(record)

@@ -33,14 +33,15 @@ __all__ = [
     "serialise",
 ]
 
-RECORD_VERSION: Final = 4
+RECORD_VERSION: Final = 5
 """The newest form. Version 1 knows nothing of wiping, version 2 nothing of copying and growing, version 3 nothing of
-volumes that end with their pod. A record is written in the oldest form that can say all of it, so that an older release
+volumes that end with their pod, version 4 nothing of modifying. A record is written in the oldest form that can say all of it, so that an older release
 reads every volume it could have made."""
 
 _WIPES: Final = 2
 _COPIES: Final = 3
 _ENDS: Final = 4
+_MODIFIED: Final = 5
 
 RECORD_NAME: Final = "record.json"
 
@@ -91,6 +92,8 @@ class Record:
 
     ``ephemeral_at`` is the path at which the one pod has it for which it was made, and with which it ends; None for a volume
     that a claim may have.
+
+    ``first_on_delete`` is the ``on_delete`` that it was made with, where it has another one now; None where it has that one.
     """
 
     id: VolumeId
@@ -115,6 +118,12 @@ class Record:
     shares: bool = False
     growing_to: int | None = None
     ephemeral_at: str | None = None
+    first_on_delete: str | None = None
+
+    @property
+    def made_on_delete(self) -> str:
+        """The ``on_delete`` that it was made with, whatever it has now."""
+        return self.first_on_delete or self.on_delete
 
     @property
     def ephemeral(self) -> bool:
@@ -153,6 +162,8 @@ def serialise(record: Record) -> bytes:
         document["parent"] = None
     if version >= _ENDS:
         document["ephemeralAt"] = record.ephemeral_at
+    if version >= _MODIFIED:
+        document["firstOnDelete"] = record.first_on_delete
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
@@ -190,6 +201,7 @@ def parse(content: bytes) -> Record:
         shares=fields.take("shares", bool) if copies else False,
         growing_to=_growth(fields) if copies else None,
         ephemeral_at=fields.text("ephemeralAt") if version >= _ENDS and not fields.is_null("ephemeralAt") else None,
+        first_on_delete=fields.text("firstOnDelete") if version >= _MODIFIED else None,
     )
     fields.end()
     _refuse_senseless(record)
@@ -212,6 +224,8 @@ def claim_in(fields: Fields, key: str) -> Claim | None:
 
 
 def _oldest_for(record: Record) -> int:
+    if record.first_on_delete is not None:
+        return _MODIFIED
     if record.ephemeral_at is not None:
         return _ENDS
     if record.source is not None or record.shares or record.growing_to is not None:
@@ -226,6 +240,8 @@ def _refuse_senseless(record: Record) -> None:
         raise DamagedRecordError(f"growingToBytes is {record.growing_to}, and sizeBytes {record.size}")
     if record.ephemeral_at is not None and not record.ephemeral_at.startswith("/"):
         raise DamagedRecordError(f"ephemeralAt is {record.ephemeral_at!r}, not an absolute path")
+    if record.first_on_delete in ("", record.on_delete):
+        raise DamagedRecordError(f"firstOnDelete is {record.first_on_delete!r}, and onDelete {record.on_delete!r}")
     if record.source == record.id:
         raise DamagedRecordError(f"source is {record.source}, the volume itself")
 

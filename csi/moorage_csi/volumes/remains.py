@@ -26,6 +26,7 @@ _LETTERS: Final = 4
 """Random bytes in a name."""
 
 _PRIVATE: Final = 0o700
+_ATTEMPTS: Final = 16
 _MOMENT: Final = "%Y%m%dT%H%M%SZ"
 _NAME: Final = re.compile(
     r"(?P<label>[A-Za-z0-9][A-Za-z0-9._-]*?)(?:-(?P<moment>[0-9]{8}T[0-9]{6}Z))?\.[0-9a-f]{8}(?P<shared>\.shared)?"
@@ -69,15 +70,25 @@ class Remains:
         return new_name
 
     def gather(self, source: Directory, names: Iterable[str], label: str, *, shares: bool) -> None:
-        """Move these entries of ``source`` into one new folder in here, which nobody wants back.
+        """Move these entries of ``source`` into a new folder in here, which nobody wants back.
 
-        A crash between two moves leaves some of them in ``source`` and the others here, where they may be removed.
+        Such a folder may be removed as soon as it is there, before anything is in it: then there is a next one. A crash
+        between two moves leaves some of them in ``source`` and the others here, where they may be removed.
         """
-        new_name = self._name(label, None, shares=shares)
-        self.folder.make_directory(new_name, _PRIVATE)
-        with self.folder.child(new_name) as inside:
-            for name in names:
-                source.rename(name, inside, name)
+        left = list(names)
+        for attempt in range(_ATTEMPTS):
+            new_name = self._name(label, None, shares=shares)
+            try:
+                self.folder.make_directory(new_name, _PRIVATE)
+                with self.folder.child(new_name) as inside:
+                    while left:
+                        source.rename(left[0], inside, left[0])
+                        del left[0]
+            except FileNotFoundError:
+                if attempt == _ATTEMPTS - 1 or not source.exists(left[0]):
+                    raise
+            else:
+                return
 
     def remnants(self) -> tuple[Remnant, ...]:
         """All that was put here."""

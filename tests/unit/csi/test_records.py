@@ -44,10 +44,15 @@ _made = st.builds(
     shares=st.booleans(),
     growing_to=st.none() | st.integers(min_value=1 << 62, max_value=1 << 63).map(lambda size: size + 1),
     ephemeral_at=st.none() | _TEXT.map("/{}".format),
+    first_on_delete=st.sampled_from([None, "delete", "retain", "archive"]),
 )
 
 a_record = _made.filter(
-    lambda record: (record.state is not State.WIPING or record.wiped_for) and record.source != record.id
+    lambda record: (
+        (record.state is not State.WIPING or record.wiped_for)
+        and record.source != record.id
+        and record.first_on_delete != record.on_delete
+    )
 )
 
 EXAMPLE = Record(
@@ -74,6 +79,8 @@ WIPED = replace(EXAMPLE, wiped_for=("uid-1", "uid-2"))
 COPIED = replace(WIPED, source=SnapshotId("snap-" + "1" * 32), shares=True, growing_to=8192)
 
 OF_A_POD = replace(EXAMPLE, ephemeral_at="/var/lib/kubelet/pods/0f2/volumes/kubernetes.io~csi/scratch/mount")
+
+MODIFIED = replace(EXAMPLE, on_delete="retain", first_on_delete="delete")
 
 _WRITTEN_BY_0_1 = b"""{
   "backend": "image",
@@ -108,7 +115,7 @@ def test_a_record_that_is_written_is_the_record_that_is_read(record: Record) -> 
 
 
 def test_every_field_is_in_the_file() -> None:
-    assert len(json.loads(serialise(OF_A_POD))) == len(fields(Record)) + 1
+    assert len(json.loads(serialise(MODIFIED))) == len(fields(Record)) + 1
 
 
 def test_what_the_first_release_wrote_is_read_and_written_as_it_did() -> None:
@@ -146,6 +153,21 @@ def test_only_a_volume_that_ends_with_its_pod_needs_a_release_that_knows_of_it()
 def test_a_place_of_a_pod_that_makes_no_sense_is_refused(value: object) -> None:
     document = json.loads(serialise(OF_A_POD)) | {"ephemeralAt": value}
     with pytest.raises(DamagedRecordError, match="ephemeralAt"):
+        parse(json.dumps(document).encode())
+
+
+def test_only_a_volume_that_was_modified_needs_a_release_that_knows_of_it() -> None:
+    for plain in (EXAMPLE, WIPED, COPIED, OF_A_POD):
+        assert json.loads(serialise(plain))["version"] < 5
+        assert parse(serialise(plain)).made_on_delete == plain.on_delete
+    assert json.loads(serialise(MODIFIED))["version"] == 5
+    assert (parse(serialise(MODIFIED)), MODIFIED.made_on_delete) == (MODIFIED, "delete")
+
+
+@pytest.mark.parametrize("value", [None, "", "retain", 1, []])
+def test_a_first_word_that_makes_no_sense_is_refused(value: object) -> None:
+    document = json.loads(serialise(MODIFIED)) | {"firstOnDelete": value}
+    with pytest.raises(DamagedRecordError, match="firstOnDelete"):
         parse(json.dumps(document).encode())
 
 
@@ -257,8 +279,8 @@ def test_a_missing_and_an_unknown_field_are_refused() -> None:
 
 
 def test_a_record_of_a_newer_release_is_told_as_such() -> None:
-    document = json.loads(serialise(EXAMPLE)) | {"version": 5}
-    with pytest.raises(DamagedRecordError, match="version 5 was written by a newer release"):
+    document = json.loads(serialise(EXAMPLE)) | {"version": 6}
+    with pytest.raises(DamagedRecordError, match="version 6 was written by a newer release"):
         parse(json.dumps(document).encode())
 
 
