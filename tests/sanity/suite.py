@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +25,8 @@ from moorage_csi.host import qgroups
 from tests.harness import debian, loops, processes
 from tests.harness.binaries import program
 from tests.harness.errors import HarnessError
-from tests.harness.places import ROOT, run_dir
+from tests.harness.places import run_dir
+from tests.harness.plugin import Plugin
 from tests.sanity.skips import surprises
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ POOL_BYTES: Final = 32 * 2**30
 """Of a pool's own filesystem, in a sparse file: room for all volumes that the suite has at a time."""
 
 DISK_IMAGE: Final = "disk.img"
-START_SECONDS: Final = 20.0
 SUITE_SECONDS: Final = 600.0
-STOP_SECONDS: Final = 30.0
 MNT_DETACH: Final = 2
 
 MAKE: Final = {
@@ -143,8 +141,9 @@ def run(mode: Mode, suite: Path) -> Outcome:
     with _place() as place:
         _make_disk(mode, place)
         started = time.monotonic()
-        with _driver(place) as log:
-            report = _suite(mode, suite, place, log)
+        pool = {"name": "default", "path": str(place / "disk" / "pool")}
+        with Plugin(place, [pool], "--log-level=debug") as driver:
+            report = _suite(mode, suite, place, driver.log)
         left = tuple(_left_behind(place))
         seconds = time.monotonic() - started
     cases = [case for case in report.iter("testcase") if case.get("status") is not None]
@@ -208,46 +207,6 @@ def _have_counted(disk: Path) -> None:
         qgroups.enable(fd, pause=lambda: time.sleep(0.05))
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _driver(place: Path) -> Iterator[Path]:
-    """A driver process, started as a pod starts it; yields its log."""
-    (place / "kubelet").mkdir()
-    (place / "pools.json").write_text(
-        json.dumps({"pools": [{"name": "default", "path": str(place / "disk" / "pool")}]})
-    )
-    log = place / "driver.log"
-    argv = [
-        *(sys.executable, "-m", "moorage_csi"),
-        *("--endpoint", f"unix://{place}/csi.sock"),
-        *("--listen", ""),
-        *("--registration-dir", ""),
-        *("--metrics-listen", ""),
-        *("--node-name", "sanity"),
-        *("--pools-file", str(place / "pools.json")),
-        *("--kubelet-dir", str(place / "kubelet")),
-        *("--log-level", "debug"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "csi")}
-    with log.open("wb") as output, subprocess.Popen(argv, stderr=output, env=environment) as process:
-        try:
-            _wait_for(place / "csi.sock", process, log)
-            yield log
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait_for(socket: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not socket.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise HarnessError(f"the driver does not serve {socket}; it said:\n{log.read_text()[-2000:]}")
-        time.sleep(0.02)
 
 
 def _suite(mode: Mode, suite: Path, place: Path, log: Path) -> ET.Element:
