@@ -1,5 +1,6 @@
 """What pods get without a claim being made for them: a volume of their own, a directory that was there, and their group."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -66,11 +67,13 @@ def test_pods_of_different_groups_take_turns_with_one_volume(kube: Kube) -> None
         made["spec"]["securityContext"] = {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": group}
         kube.apply(made)
         kube.running(name)
-        kube.until(
-            f"group {group} writes", lambda group=group, name=name: str(group) in kube.run(name, "cat", "/data/file")
-        )
+        kube.until(f"group {group} writes", functools.partial(_reads, kube, name, str(group)))
         assert kube.run(name, "stat", "-c", "%g", "/data/file").strip() == str(group)
         kube.delete("pod", name)
+
+
+def _reads(kube: Kube, pod_name: str, text: str) -> bool:
+    return text in kube.run(pod_name, "cat", "/data/file")
 
 
 def _at(path: str, kube: Kube) -> str:
