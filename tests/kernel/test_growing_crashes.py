@@ -144,7 +144,7 @@ def test_a_filesystem_that_was_half_grown_is_whole_again_and_as_large_as_asked_f
             outcomes[tool("e2fsck", "-fp", memory / "looked-at", check=False).returncode] += 1
             _goes_on(torn, area)
             tool("rm", "-r", torn)
-        assert set(outcomes) >= {0, 1, 4}, "no try was in the middle of what a check alone does not repair"
+        assert set(outcomes) >= {0, 4}, "no try was in the middle of what a check alone does not repair"
 
 
 def _goes_on(torn: Path, area: Path) -> None:

@@ -1,13 +1,12 @@
 """Making the filesystem in an image that nobody uses as large as the image, so that a crash in the middle heals.
 
-    <folder>/image.growing    from before the first change of the filesystem until it is as large as the image
+    <folder>/image.growing    the superblock that the filesystem had before its first change, until it is as large as the image
 
 The tool that grows ext4 does not journal what it does. One that dies in the middle leaves all data where it was, and a
-filesystem that has to be repaired before it may be mounted, copied or grown. That it was whole before, and only has to be
-repaired because of that, is what the file proves; any other damage is for a person to decide about.
+filesystem that has to be repaired before it may be mounted, copied or grown. The file is what that begins with. It proves
+too that the filesystem was whole before; any other damage is for a person to decide about.
 """
 
-import os
 from typing import Final
 
 from moorage_csi.backends.targets import path_of
@@ -24,14 +23,15 @@ async def fit(folder: Directory, fd: int, filesystem: str, *, lock: int) -> None
     After a crash at any step the next call begins with what has to be repaired. OSError and CommandError as there.
     """
 
-    def mark(begun: bool) -> None:
-        if begun:
-            os.close(folder.open_file(GROWING, os.O_RDWR | os.O_CREAT))
-        else:
+    def keep(before: bytes | None) -> None:
+        if before is None:
             folder.unlink(GROWING, missing_ok=True)
-        folder.sync()
+            folder.sync()
+        else:
+            folder.write_atomic(GROWING, before)
 
-    await growing.grow_image(fd, filesystem, lock=lock, interrupted=folder.exists(GROWING), mark=mark)
+    kept = folder.read_bytes(GROWING) if folder.exists(GROWING) else None
+    await growing.grow_image(fd, filesystem, lock=lock, kept=kept, keep=keep)
 
 
 def refuse_half_grown(folder: Directory) -> None:

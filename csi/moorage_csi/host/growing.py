@@ -31,6 +31,8 @@ _EXT4_RESIZE: Final = 0x40086610
 _EXT4_BLOCKS: Final = struct.Struct("=Q")
 
 _TIMEOUT: Final = 3600.0
+_SUPERBLOCK: Final = 1024
+"""Where it begins, and what it takes."""
 _PREEN: Final = "-p"
 _REPAIR: Final = "-y"
 _FSCK_FINE: Final = (0, 1)
@@ -38,8 +40,8 @@ _XFS_LEAST_GROUP: Final = 64
 """Blocks: a group that would be smaller is not added, so a size may be short by as much."""
 
 
-def _unmarked(begun: bool) -> None:
-    """Nobody keeps in mind how far it came."""
+def _kept_nowhere(before: bytes | None) -> None:
+    """Nothing is kept: whoever dies in the middle leaves a torso."""
 
 
 def grows_unmounted(filesystem: str) -> bool:
@@ -48,7 +50,12 @@ def grows_unmounted(filesystem: str) -> bool:
 
 
 async def grow_image(
-    fd: int, filesystem: str, *, lock: int, interrupted: bool = False, mark: Callable[[bool], None] = _unmarked
+    fd: int,
+    filesystem: str,
+    *,
+    lock: int,
+    kept: bytes | None = None,
+    keep: Callable[[bytes | None], None] = _kept_nowhere,
 ) -> None:
     """Grow the ext4 filesystem on an image that nothing uses, to the size of the image; on the disk when it returns.
 
@@ -59,9 +66,9 @@ async def grow_image(
         filesystem: what is on it.
         lock: the descriptor by which the caller has it locked (flock). The tools have it too, and so it stays locked as
             long as one of them is at work, even where the driver dies and they do not.
-        interrupted: that an earlier call died between ``mark(True)`` and ``mark(False)``. Then whatever the check finds is
+        kept: what was kept last, and has to be used up, where an earlier call died. With that, whatever it left is
             repaired; otherwise only what needs no decision.
-        mark: called with True before the first change, and with False when the filesystem is whole; has to be durable.
+        keep: called with what has to be kept before the first change, and with None when the filesystem is whole; durable.
 
     Raises:
         CommandError: it is damaged, or there is no room.
@@ -70,12 +77,16 @@ async def grow_image(
     if not grows_unmounted(filesystem):
         msg = f"{filesystem} grows only while it is mounted"
         raise ValueError(msg)
-    await commands.finish(_grow_ext4(fd, lock, interrupted=interrupted, mark=mark))
+    await commands.finish(_grow_ext4(fd, lock, kept, keep))
 
 
-async def _grow_ext4(fd: int, lock: int, *, interrupted: bool, mark: Callable[[bool], None]) -> None:
-    await _check(fd, lock, _REPAIR if interrupted else _PREEN)
-    mark(True)
+async def _grow_ext4(fd: int, lock: int, kept: bytes | None, keep: Callable[[bytes | None], None]) -> None:
+    if kept is None:
+        await _check(fd, lock, _PREEN)
+    else:
+        await _repair(fd, lock, kept)
+    before = os.pread(fd, _SUPERBLOCK, _SUPERBLOCK)
+    keep(before)
     try:
         await commands.run(
             ["resize2fs", f"/proc/self/fd/{fd}"],
@@ -85,12 +96,22 @@ async def _grow_ext4(fd: int, lock: int, *, interrupted: bool, mark: Callable[[b
             advice="free space in the pool, and ask again",
         )
     except commands.CommandError:
-        await _check(fd, lock, _REPAIR)
-        os.fsync(fd)
-        mark(False)
+        await _repair(fd, lock, before)
+        keep(None)
         raise
     os.fsync(fd)
-    mark(False)
+    keep(None)
+
+
+async def _repair(fd: int, lock: int, before: bytes) -> None:
+    """Make a filesystem whole that was half grown, from the superblock it had before.
+
+    The tool changes the superblock piece by piece, and in the middle of that its checksum fits nothing: then it cannot even
+    be checked, and a small filesystem has no second one. With the first all else follows from a check.
+    """
+    os.pwrite(fd, before, _SUPERBLOCK)
+    await _check(fd, lock, _REPAIR)
+    os.fsync(fd)
 
 
 async def _check(fd: int, lock: int, how: str) -> None:

@@ -59,6 +59,6 @@ class Shrinker:
 
 
 def _lower(opened: OpenPool, smaller: Record) -> None:
-    with opened.pool.folder(smaller.id) as folder:
+    with opened.limiting, opened.pool.folder(smaller.id) as folder:
         copied = bool(opened.pool.dependants(smaller.id))
         opened.backend_of(smaller).shrink(folder, shape_of(smaller), copied=copied)
