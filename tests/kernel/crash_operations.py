@@ -4,8 +4,6 @@ A driver that was started on what is left goes on in one of two ways: the caller
 interest and has it undone (``abandoned``). Whatever else was there is unharmed in both.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -130,7 +128,9 @@ async def _pod_goes_on(world: World) -> None:
 
 async def _holds(world: World, name: str, *, of: str = "") -> None:
     """The volume is there, as large as was asked for, holds what it has to, and can be written to."""
+    before = _inode(world, name)
     made = await world.create(name, of=of)
+    assert before in (None, _inode(world, name)), "what was made was made a second time"
     assert (made.volume_id, made.capacity_bytes) == (volume_id_for(name), world.kind.size)
     listed = await world.listed()
     assert listed[made.volume_id] == made
@@ -138,6 +138,11 @@ async def _holds(world: World, name: str, *, of: str = "") -> None:
     if not of:
         await world.fill(made.volume_id)
         assert await world.content(made.volume_id) == written(world.kind)
+
+
+def _inode(world: World, name: str) -> int | None:
+    folder = world.folder(volume_id_for(name))
+    return next((seen.stat().st_ino for seen in (folder / "image", folder / "data") if seen.exists()), None)
 
 
 async def _is_gone(world: World, volume: str) -> None:
@@ -200,7 +205,7 @@ def _snapshotting(name: str, *, used: bool = False) -> Operation:
         await world.delete_snapshot(SNAPSHOT)
         assert await world.snapshots() == []
         await world.settled()
-        assert os.listdir(world.pool / "snapshots") == []
+        assert list((world.pool / "snapshots").iterdir()) == []
         await (_pod_goes_on if used else _source_is_whole)(world)
 
     return Operation(
@@ -324,7 +329,7 @@ def _deleting(name: str, base: str) -> Operation:
 async def _trash_gone(world: World) -> None:
     await world.settled()
     for folder in ("trash", "archived", "volumes", "snapshots"):
-        assert os.listdir(world.pool / folder) == []
+        assert list((world.pool / folder).iterdir()) == []
 
 
 async def _had_back_or_gone(world: World) -> None:

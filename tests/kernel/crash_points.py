@@ -84,33 +84,8 @@ def die_at(fatal: int, *, distinct: bool = False, told: Callable[[str], object] 
     the next; nor does it around an fsync, for what was written to a file is there whoever dies. With ``distinct`` only the
     points count that differ.
     """
-    seen = itertools.count(1)
-
-    def point(name: str, last: Callable[[], None] | None = None) -> None:
-        if distinct and name.startswith(_ALIKE):
-            return
-        if next(seen) != fatal:
-            return
-        if last is not None:
-            last()
-        if told is not None:
-            told(name)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def watch(module: Any, name: str, changes: Callable[[tuple[Any, ...], dict[str, Any]], str]) -> None:
-        real: Callable[..., Any] = getattr(module, name)
-
-        def watched(*arguments: Any, **more: Any) -> Any:
-            what = changes(arguments, more)
-            if not what:
-                return real(*arguments, **more)
-            point(f"before {what}")
-            result = real(*arguments, **more)
-            point(f"after {what}")
-            return result
-
-        setattr(module, name, watched)
-
+    points = _Points(fatal, distinct=distinct, told=told)
+    watch = points.watch
     for module, names in ((os, OS), (syscalls, SYSCALLS)):
         for name in names:
             watch(module, name, lambda _, __, name=name: name)  # type: ignore[misc]
@@ -119,7 +94,7 @@ def die_at(fatal: int, *, distinct: bool = False, told: Callable[[str], object] 
     watch(syscalls, "openat2", lambda given, more: "openat2" if _creates(given, more, flags=2) else "")
     watch(syscalls, "fsconfig", lambda given, _: "fsconfig" if given[1] == syscalls.FSCONFIG_CMD_CREATE else "")
     watch(fcntl, "ioctl", lambda given, _: IOCTLS.get(given[1], ""))
-    _watch_programs(point)
+    points.watch_programs()
 
 
 def _creates(given: tuple[Any, ...], more: dict[str, Any], *, flags: int) -> bool:
@@ -127,31 +102,65 @@ def _creates(given: tuple[Any, ...], more: dict[str, Any], *, flags: int) -> boo
     return bool(asked & os.O_CREAT)
 
 
-def _watch_programs(point: Callable[..., None]) -> None:
-    child = commands._Child  # noqa: SLF001 - where a program begins is nobody else's business
-    real_started, real_run = child._started, commands.run  # noqa: SLF001
+class _Points:
+    """Counts the points as they come, and ends the process at one of them."""
 
-    def started(self: Any) -> subprocess.Popen[bytes]:
-        name = self._argv[0]
-        point(f"before {name}")
-        process = real_started(self)
+    def __init__(self, fatal: int, *, distinct: bool, told: Callable[[str], object] | None) -> None:
+        self._fatal = fatal
+        self._distinct = distinct
+        self._told = told
+        self._seen = itertools.count(1)
 
-        def end() -> None:
-            time.sleep(_RUNNING)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    def point(self, name: str, last: Callable[[], None] | None = None) -> None:
+        if (self._distinct and name.startswith(_ALIKE)) or next(self._seen) != self._fatal:
+            return
+        if last is not None:
+            last()
+        if self._told is not None:
+            self._told(name)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        point(f"in {name}, which ends too", end)
-        point(f"in {name}, which goes on")
-        return process
+    def watch(self, module: Any, name: str, changes: Callable[[tuple[Any, ...], dict[str, Any]], str]) -> None:
+        """Have a point before and after each call of a function that ``changes`` gives a name."""
+        real: Callable[..., Any] = getattr(module, name)
 
-    async def run(*arguments: Any, **more: Any) -> commands.Result:
-        result = await real_run(*arguments, **more)
-        point(f"after {arguments[0][0]}")
-        return result
+        def watched(*arguments: Any, **more: Any) -> Any:
+            what = changes(arguments, more)
+            if not what:
+                return real(*arguments, **more)
+            self.point(f"before {what}")
+            result = real(*arguments, **more)
+            self.point(f"after {what}")
+            return result
 
-    setattr(child, "_started", started)  # noqa: B010 - mypy would refuse the plain assignment
-    setattr(commands, "run", run)  # noqa: B010
+        setattr(module, name, watched)
+
+    def watch_programs(self) -> None:
+        point = self.point
+        child = commands._Child
+        real_started, real_run = child._started, commands.run
+
+        def started(self: Any) -> subprocess.Popen[bytes]:
+            name = self._argv[0]
+            point(f"before {name}")
+            process = real_started(self)
+
+            def end() -> None:
+                time.sleep(_RUNNING)
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+            point(f"in {name}, which ends too", end)
+            point(f"in {name}, which goes on")
+            return process
+
+        async def run(*arguments: Any, **more: Any) -> commands.Result:
+            result = await real_run(*arguments, **more)
+            point(f"after {arguments[0][0]}")
+            return result
+
+        setattr(child, "_started", started)  # noqa: B010 - mypy would refuse the plain assignment
+        setattr(commands, "run", run)  # noqa: B010
 
 
 def areas_of(*program: str) -> list[Path]:

@@ -4,9 +4,8 @@ An order is a line of JSON (see ``Order``). One child does what it says until th
 driver that is started on what is left. The answer is a line too, see ``Answer``.
 """
 
-from __future__ import annotations
-
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -70,7 +69,9 @@ async def die(order: Order) -> None:
     operation, kind = order.what()
     area = Path(order.area)
     if order.base:
-        subprocess.run(["cp", "-a", "--reflink=auto", "--sparse=auto", order.base, str(area)], check=True)  # noqa: ASYNC221 - nothing else runs here
+        subprocess.run(
+            ["/usr/bin/env", "cp", "-a", "--reflink=auto", "--sparse=auto", order.base, str(area)], check=True
+        )  # noqa: ASYNC221 - nothing else runs here
     else:
         await build(operation.base, kind, area)
     async with World.started(area, kind, whole=False, retention=operation.retention) as world:
@@ -88,6 +89,7 @@ async def go_on(order: Order) -> None:
     operation, kind = order.what()
     area = Path(order.area)
     async with World.started(area, kind, retention=operation.retention) as world:
+        await world.is_sound()
         await {"retried": operation.retried, "abandoned": operation.abandoned}[order.way](world)
         if not operation.retention:
             await world.clear(*operation.kept)
@@ -104,7 +106,7 @@ def _forked(work: Callable[[Order], Awaitable[None]], order: Order) -> int:
     try:
         asyncio.run(work(order))  # type: ignore[arg-type]
         os._exit(0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child tells of whatever ends it
         Path(order.area).mkdir(exist_ok=True)
         (Path(order.area) / _FAILED).write_text(traceback.format_exc(limit=-8), encoding="utf-8")
     finally:
@@ -129,6 +131,9 @@ def _said(path: Path) -> str:
 
 def main() -> None:
     """Carry out orders until there are no more."""
+    # What is loaded lives as long as the process, and a child that looks at it has to copy it.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         sys.stdout.write(f"{json.dumps(asdict(answer(Order(**json.loads(line)))))}\n")
         sys.stdout.flush()

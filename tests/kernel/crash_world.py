@@ -3,8 +3,6 @@
 So it can be forked, killed, and started again on the same pool as often as there are crash points.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import os
@@ -16,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from moorage_csi.errors import InFlightError, PreconditionError, UnavailableError
 from moorage_csi.backends import layers
+from moorage_csi.errors import InFlightError, PreconditionError, UnavailableError
 from moorage_csi.host import freezing, mounts
 from moorage_csi.host.copying import data_ranges
 from moorage_csi.proto import csi_pb2 as csi
@@ -32,7 +30,7 @@ from moorage_csi.rpc.volumes import Volumes
 from moorage_csi.volumes.pool import PoolSettings
 from tests.kernel.kinds import counting
 from tests.kernel.loop_filesystem import filesystem
-from tests.kernel.machine import mounted, opened, tool
+from tests.kernel.machine import mounted, names, opened, tool
 from tests.kernel.rpc_driver import MIB, NODE, capability
 
 Answer = TypeVar("Answer")
@@ -108,7 +106,9 @@ class World:
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, area: Path, kind: Kind, *, whole: bool = True, retention: float = 0) -> AsyncIterator[World]:
+    async def started(
+        cls, area: Path, kind: Kind, *, whole: bool = True, retention: float = 0
+    ) -> AsyncIterator["World"]:
         """Start the driver; unless it is to be ``whole``, without all that it does of itself at moments of its own."""
         kubelet = area / "kubelet"
         kubelet.mkdir(parents=True, exist_ok=True)
@@ -246,11 +246,14 @@ class World:
 
     async def listed(self) -> dict[str, csi.Volume]:
         """The volumes by id, each of which is well."""
-        entries = (await self.controller.ListVolumes(csi.ListVolumesRequest(), None)).entries
+        entries = await self._entries()
         for entry in entries:
             condition = entry.status.volume_condition
             assert not condition.abnormal, condition.message
         return {entry.volume.volume_id: entry.volume for entry in entries}
+
+    async def _entries(self) -> list[csi.ListVolumesResponse.Entry]:
+        return list((await self.controller.ListVolumes(csi.ListVolumesRequest(), None)).entries)
 
     async def snapshots(self) -> list[str]:
         """The ids of the snapshots."""
@@ -276,6 +279,13 @@ class World:
             with opened(self.target("pod"), os.O_RDONLY) as top:
                 return freezing.thaw(top)
 
+    async def is_sound(self) -> None:
+        """Nothing half-made is left by the start itself; what is in its place is somebody's."""
+        assert all(opened.pool.problems == () for opened in [await station.open() for station in self.pools])
+        assert names(self.pool / "making") == []
+        assert names(self.pool / "volumes") == sorted(entry.volume.volume_id for entry in await self._entries())
+        assert names(self.pool / "snapshots") == sorted(await self.snapshots())
+
     async def content(self, volume: str) -> str:
         """What is in a volume, in one word; it is published for that, and not written to."""
         target = await self.publish(volume, "reader")
@@ -294,7 +304,7 @@ class World:
         deadline = time.monotonic() + PATIENCE
         trash = self.pool / "trash"
         # A look at a folder in which something is being renamed may miss it.
-        while left := os.listdir(trash) or os.listdir(trash):
+        while left := [*trash.iterdir()] or [*trash.iterdir()]:
             assert time.monotonic() < deadline, f"left in the trash: {left}"
             for station in self.pools:
                 station.discarded()

@@ -3,6 +3,9 @@
 import errno
 import os
 import shutil
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -322,6 +325,29 @@ def test_what_the_kernel_does_to_one_that_is_in_use(pool: Directory, area: Path)
         user.flush()
     assert (area / "precious" / "data").read_text() == "data"
     assert f"{source}/below" not in Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("call", ["make", "snapshot", "destroy"])
+def test_others_go_on_while_a_call_waits_for_the_filesystem(pool: Directory, call: str) -> None:
+    made(pool, "source")
+    calls = {
+        "make": lambda: btrfs.make(pool, "new"),
+        "snapshot": lambda: taken(pool, "source", "new", read_only=True),
+        "destroy": lambda: btrfs.destroy(pool, "source"),
+    }
+    tool("fsfreeze", "--freeze", path(pool))
+    # A process, because a thread would wait for the interpreter lock, and the call for it.
+    with subprocess.Popen(("/bin/sh", "-c", 'sleep 3; exec fsfreeze --unfreeze "$1"', "sh", path(pool))) as thaws:
+        steps: list[float] = []
+        waiting = threading.Thread(target=calls[call])
+        begun = time.monotonic()
+        waiting.start()
+        while waiting.is_alive():
+            waiting.join(0.05)
+            steps.append(time.monotonic())
+        assert thaws.wait(20) == 0
+    assert steps[-1] - begun > 1, "it did not wait"
+    assert max(after - before for before, after in zip([begun, *steps], steps, strict=False)) < 1
 
 
 def test_what_was_done_survives_a_power_loss(area: Path) -> None:

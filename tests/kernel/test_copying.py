@@ -24,7 +24,7 @@ def both(source: Path, target: Path) -> Iterator[tuple[int, int]]:
 
 def copy(source: Path, target: Path) -> int:
     with both(source, target) as (one, other):
-        return copying.copy_file(one, other)
+        return copying.copy_data(one, other)
 
 
 def patchy(path: Path, seed: int) -> int:
@@ -97,7 +97,7 @@ def test_progress_is_told_and_stops_it(area: Path, way: str) -> None:
     (area / "source").write_bytes(os.urandom(20 * MIB))
     told: list[int] = []
     with both(area / "source", area / "copy") as (one, other):
-        copying.copy_file(one, other, progress=told.append)
+        copying.copy_data(one, other, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == 20 * MIB
     assert len(told) >= 3
@@ -108,8 +108,8 @@ def test_progress_is_told_and_stops_it(area: Path, way: str) -> None:
 
     with both(area / "source", area / "copy") as (one, other):
         with pytest.raises(InterruptedError):
-            copying.copy_file(one, other, progress=stop)
-        copying.copy_file(one, other)
+            copying.copy_data(one, other, progress=stop)
+        copying.copy_data(one, other)
     assert (area / "copy").read_bytes() == (area / "source").read_bytes()
 
 
@@ -123,7 +123,7 @@ def test_a_source_that_shrinks_leaves_zeros_and_one_that_grows_is_cut(area: Path
                 os.truncate(area / "source", once.pop())
 
         with both(area / "source", area / "copy") as (one, other):
-            copying.copy_file(one, other, progress=resize)
+            copying.copy_data(one, other, progress=resize)
         assert (area / "copy").stat().st_size == 20 * MIB
         assert (area / "copy").read_bytes()[8 * MIB :] == expected
 

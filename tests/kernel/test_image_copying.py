@@ -1,19 +1,24 @@
 """A copy of an image is of one moment, also where it takes long: nobody begins to use or change the image meanwhile."""
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 
+from moorage_csi.backends import imagefile
 from moorage_csi.backends.backend import Publication, Shape
 from moorage_csi.backends.image import Image
 from moorage_csi.errors import InFlightError
-from moorage_csi.host import mounts
+from moorage_csi.host import loops, mounts
 from moorage_csi.host.paths import Directory
 from tests.kernel.loop_filesystem import filesystem
+from tests.kernel.machine import opened
 from tests.kernel.rpc_driver import MIB, capability, detached, mounted_below, refused, running
 from tests.kernel.test_rpc_snapshots import copy, snapshot
 
@@ -161,3 +166,88 @@ async def test_a_device_in_use_is_copied_as_it_was_written_where_that_takes_a_mo
             assert target.read_bytes()[:6] == b"after!"
             await driver.unpublish(volume, target)
             await driver.unpublish(made, other)
+
+
+# Growing where it is mounted, because xfs grows nowhere else.
+
+XFS = replace(SHAPE, size=320 * MIB, filesystem="xfs")
+LARGER = replace(XFS, size=640 * MIB)
+
+
+@contextmanager
+def copied_larger(area: Path) -> Iterator[Directory]:
+    """The folder of an image in which the filesystem is as large as that of a smaller source."""
+    (area / "source").mkdir()
+    with Directory.open(str(area / "source")) as folder:
+        image = Image()
+        image.make(folder, XFS)
+        asyncio.run(image.format(folder, XFS))
+        image.grow(folder, LARGER)
+        try:
+            yield folder
+        finally:
+            for target in mounted_below(area / "kubelet"):
+                mounts.unmount(target)
+    asyncio.run(detached(area / "source/image"))
+
+
+def room(target: str) -> int:
+    seen = os.statvfs(target)
+    return seen.f_blocks * seen.f_frsize
+
+
+def test_what_died_before_it_had_grown_grows_when_it_is_published_again(
+    area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    image, wanted = Image(), publication(area)
+    with copied_larger(area) as folder:
+        with monkeypatch.context() as patched:
+            patched.setattr(imagefile, "grow_mounted", die)
+            with pytest.raises(KeyboardInterrupt):
+                image.publish(folder, LARGER, wanted)
+        assert room(wanted.target) <= XFS.size
+        image.publish(folder, LARGER, wanted)
+        assert room(wanted.target) > 0.85 * LARGER.size
+        # What has grown is found so at a glance: it waits for no copy, and is not asked to grow again.
+        monkeypatch.setattr(imagefile, "grow_mounted", die)
+        (area / "copy").mkdir()
+        with Directory.open(str(area / "copy")) as copy, image.held(folder):
+            image.copy(folder, copy, LARGER, pace=lambda: image.publish(folder, LARGER, wanted), held=True)
+
+
+def test_it_grows_by_the_target_that_is_written_to_whichever_was_first(area: Path) -> None:
+    image, wanted = Image(), publication(area)
+    reader = replace(wanted, target=f"{area}/kubelet/pod/reader", readonly=True)
+    with copied_larger(area) as folder:
+        image.publish(folder, LARGER, reader)
+        assert room(reader.target) <= XFS.size
+        image.publish(folder, LARGER, wanted)
+        assert room(wanted.target) == room(reader.target) > 0.85 * LARGER.size
+
+
+def test_a_device_that_has_gone_meanwhile_needs_not_to_be_told(
+    folders: tuple[Directory, Directory], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(plain / "source/image", os.O_RDWR) as fd, loops.attach(backing_fd=fd, name="x") as loop:
+        gone = loop.status
+    monkeypatch.setattr(imagefile, "devices", lambda _: [gone])
+    Image().grow(folders[0], replace(SHAPE, size=2 * SHAPE.size))
+    assert (plain / "source/image").stat().st_size == 2 * SHAPE.size
+
+
+def test_what_is_busy_while_it_is_still_is_not_taken_for_a_freeze(
+    plain: Path, folders: tuple[Directory, Directory]
+) -> None:
+    image, wanted = Image(), publication(plain)
+    image.publish(folders[0], SHAPE, wanted)
+    try:
+        with pytest.raises(OSError, match="the caller's"), image.held(folders[0]):
+            raise OSError(errno.EBUSY, "the caller's")
+        with image.held(folders[0]), pytest.raises(InFlightError, match="is frozen"), image.held(folders[0]):
+            pass
+    finally:
+        mounts.unmount(wanted.target)
+    asyncio.run(detached(plain / "source/image"))

@@ -124,8 +124,12 @@ def test_of_an_id_deleted_twice_the_last_comes_back_and_never_over_what_is_there
     assert len(json.loads(asked(plugin, "deleted", "-o", "json").stdout)["items"]) == 2
     assert asked(plugin, "restore", volume).returncode == 0
     assert client.visit(volume) == "second"
-    assert asked(plugin, "restore", volume).returncode == 0
+    refused = asked(plugin, "restore", volume)
+    assert refused.returncode == 1
+    assert "made anew since" in refused.stderr
     assert client.visit(volume) == "second"
+    client.delete(volume)
+    assert len(json.loads(asked(plugin, "deleted", "-o", "json").stdout)["items"]) == 2
 
 
 def test_a_snapshot_comes_back_too(plugin: Plugin) -> None:

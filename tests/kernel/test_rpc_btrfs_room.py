@@ -106,6 +106,19 @@ async def test_beside_a_clone_too_and_the_clone_has_its_own_size(driver: Driver)
     await driver.unpublish(volume, target)
 
 
+async def test_what_a_restored_volume_holds_counts_also_once_its_snapshot_is_gone(driver: Driver) -> None:
+    volume, target = await published(driver)
+    taken = await snapshot(driver, volume)
+    made = (await copy(driver, snapshot=taken.snapshot_id, size=SIZE)).volume_id
+    await deleted(driver, taken.snapshot_id)
+    await asyncio.sleep(0.5)
+    await written_anew(target)
+    await driver.delete(made)
+    await driver.emptied()
+    await lowered(driver, volume, to=SIZE)
+    await driver.unpublish(volume, target)
+
+
 async def test_many_snapshots_of_what_does_not_change_do_not_add_up(driver: Driver) -> None:
     volume, target = await published(driver)
     taken = [await snapshot(driver, volume, f"snap-{number}") for number in range(5)]
@@ -151,3 +164,51 @@ async def test_a_subvolume_that_a_pod_makes_is_within_the_size_or_it_is_said(are
             else:
                 assert "1 subvolumes were made" in condition.message
             await driver.unpublish(volume, target)
+
+
+def groups(driver: Driver) -> list[int]:
+    """The numbers of the subvolumes that the kernel keeps anything for."""
+    fd = os.open(driver.pool, os.O_RDONLY)
+    try:
+        return sorted({group & 2**48 - 1 for group, _ in qgroups._items(fd, 0, qgroups._INFO_ITEM)})
+    finally:
+        os.close(fd)
+
+
+async def test_nothing_is_kept_for_the_limits_of_subvolumes_that_went_without_the_driver(driver: Driver) -> None:
+    kept = await BTRFS.create(driver, "kept", size=SIZE)
+    before = groups(driver)
+    for number in range(3):
+        volume = await BTRFS.create(driver, f"pvc-{number}", size=SIZE)
+        tool("btrfs", "-q", "subvolume", "delete", "--commit-after", driver.volume_folder(volume) / "data")
+        tool("btrfs", "subvolume", "sync", driver.pool)
+        assert len(groups(driver)) == len(before) + 1, "the kernel keeps our group"
+        await driver.delete(volume)
+        deadline = time.monotonic() + 20
+        while groups(driver) != before:
+            assert time.monotonic() < deadline, groups(driver)
+            await asyncio.sleep(0.05)
+    assert limit(driver, kept) == SIZE
+
+
+@pytest.mark.parametrize("became", ["directory", "link", "file"])
+async def test_a_volume_whose_subvolume_became_something_else_says_so_and_can_be_deleted(
+    driver: Driver, became: str
+) -> None:
+    volume = await BTRFS.create(driver, size=SIZE)
+    data = driver.volume_folder(volume) / "data"
+    data.rename(data.with_name("aside"))
+    if became == "directory":
+        data.mkdir()
+        (data / "file").write_bytes(b"put back")
+    elif became == "link":
+        data.symlink_to("aside")
+    else:
+        data.write_bytes(b"file")
+    request = csi.ControllerGetVolumeRequest(volume_id=volume)
+    told = (await driver.controller.ControllerGetVolume(request)).status.volume_condition
+    assert told.abnormal
+    assert ("not a subvolume" if became == "directory" else "is not a directory") in told.message
+    await driver.delete(volume)
+    await driver.emptied()
+    assert driver.left() == []

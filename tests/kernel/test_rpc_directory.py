@@ -7,7 +7,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from moorage_csi.backends.directory import DirectoryBackend
 from moorage_csi.host import mounts, quotas
+from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.pool import PoolSettings
 from tests.kernel.rpc_driver import DIRECTORY, Driver, Modes, capability, mounted_below, refused, running
 
@@ -226,3 +228,9 @@ async def test_a_folder_of_the_volume_that_is_mounted_elsewhere_keeps_it(driver:
         await driver.delete(volume)
     mounts.unmount(str(sub))
     await driver.delete(volume)
+
+
+@pytest.mark.parametrize("no_quota", [None, "the kernel holds none"])
+def test_what_has_no_directory_takes_no_room_that_could_be_told(area: Path, no_quota: str | None) -> None:
+    with Directory.open(str(area)) as folder:
+        assert DirectoryBackend(filesystem="xfs", no_quota=no_quota).footprint(folder) is None

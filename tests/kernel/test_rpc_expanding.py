@@ -1,11 +1,15 @@
 """A volume becomes larger, in use or not, keeps its data, and never says a size that it has not."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 
+from moorage_csi.backends.fitting import GROWING
+from moorage_csi.host import growing
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.volumes.pool import PoolSettings
 from tests.kernel.rpc_driver import DIRECTORY, MIB, Driver, capability, refused, running
@@ -122,6 +126,36 @@ async def test_more_than_there_is_is_refused_and_changes_nothing(area: Path) -> 
         assert await sized(driver, volume) == SMALL
         assert (driver.volume_folder(volume) / "image").stat().st_size == SMALL
         assert (await driver.controller.GetCapacity(csi.GetCapacityRequest())).available_capacity >= free - MIB
+
+
+async def test_what_died_half_grown_is_whole_before_more_fails_for_good(
+    area: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def die(*_: object, keep: Callable[[bytes], None], **__: object) -> None:
+        with (driver.volume_folder(volume) / "image").open("rb") as image:
+            keep(os.pread(image.fileno(), 1024, 1024))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def full(fd: int, size: int) -> None:
+        if size > LARGE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        truncate(fd, size)
+
+    truncate = os.ftruncate
+    async with running(area) as driver:
+        volume = (await driver.create(size=SMALL)).volume_id
+        with monkeypatch.context() as patched, refused(grpc.StatusCode.UNAVAILABLE, "cannot grow"):
+            patched.setattr(growing, "grow_image", die)
+            await expand(driver, volume, LARGE)
+        assert (driver.volume_folder(volume) / GROWING).exists()
+        with monkeypatch.context() as patched, refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "keeps its size"):
+            patched.setattr(os, "ftruncate", full)
+            await expand(driver, volume, LARGE + 64 * MIB)
+        assert await sized(driver, volume) == LARGE
+        target = driver.target("pod")
+        await driver.publish(volume, target)
+        assert 0.85 * LARGE <= await total(driver, volume, target) <= LARGE
+        await driver.unpublish(volume, target)
 
 
 async def test_what_grew_is_promised(area: Path) -> None:

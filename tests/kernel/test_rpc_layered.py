@@ -301,6 +301,8 @@ async def test_a_chain_that_becomes_too_long_is_made_one_layer_of_what_it_shows(
             generations.append(volume)
             lengths.append(len(chain(driver, volume)))
         assert lengths == [*range(1, layers.MOST + 1), 1, 2]
+        flat = chain(driver, generations[layers.MOST + 1])[0].stat().st_size
+        assert flat < 2 * SIZE, "it is as large as what is in the layers asks for, not as all of them are"
         async with published(driver, volume) as target:
             assert names(target) == ["17", "after", "linked", "other"]
             assert (target / "after" / "inside").read_bytes() == b"base"

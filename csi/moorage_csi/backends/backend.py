@@ -18,12 +18,13 @@ class Capabilities:
     """What a backend's volumes can be.
 
     ``shared`` says whether two nodes may use one volume at a time, which a filesystem inside a file
-    never survives.
+    never survives. ``books`` says whether ``Backend.book`` ever does anything.
     """
 
     block: bool
     shared: bool
     filesystems: tuple[str, ...]
+    books: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,10 +162,14 @@ class DirectoryBackend:
                 quotas.set_limit(data.fd, project, 0)
 
     def footprint(self, folder: Directory) -> Footprint | None:
-        """What the kernel counts for the limit; without one it could not be told in constant time."""
+        """What the kernel counts for the limit; without one, or a directory, there is nothing to tell in constant time."""
         if self._no_quota is not None:
             return None
-        with folder.child(DATA) as data:
+        try:
+            data = folder.child(DATA)
+        except FileNotFoundError:
+            return None
+        with data:
             project = quotas.project_of(data.fd)
             if not project:
                 return None

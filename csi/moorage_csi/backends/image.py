@@ -138,8 +138,7 @@ class Image:
             if os.fstat(fd).st_size < shape.size:
                 os.ftruncate(fd, shape.size)
                 os.fsync(fd)
-            for device in imagefile.devices(fd):
-                loops.set_capacity(device.number)
+            imagefile.tell_size(fd)
 
     def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - never
         """Refused: the filesystem would have to give up blocks that it may be using."""
@@ -163,11 +162,14 @@ class Image:
         with _opened(folder, os.O_RDONLY) as fd:
             if shape.block:
                 return bool(imagefile.devices(fd))
-            writable = [mount for mount in imagefile.mounts_of(fd) if "rw" in mount.filesystem_options]
+            writable = [mount for mount in imagefile.mounts_of(fd) if not mount.read_only]
             if not writable:
                 return False
-            with _kept(folder, alone=True), imagefile.entered(writable[0]) as inside:
-                imagefile.grow_mounted(inside, shape.filesystem, os.fstat(fd).st_size)
+            with imagefile.entered(writable[0]) as inside:
+                size = os.fstat(fd).st_size
+                if not growing.has_grown(inside, shape.filesystem, size):
+                    with _kept(folder, alone=True):
+                        imagefile.grow_mounted(inside, shape.filesystem, size)
         return True
 
     def retire(self, folder: Directory) -> None:
@@ -226,23 +228,14 @@ class Image:
         """Attach and mount, or find that it is done; see ``Backend.publish``.
 
         A crash after attaching and before mounting: autoclear frees the device. A block volume's device
-        stays, and the next publish, unpublish or delete of the volume finds it by the file.
+        stays, and the next publish, unpublish or delete of the volume finds it by the file. A crash between mounting and
+        growing what only grows while it is mounted: the next publish finds it mounted, and grows it.
         """
         with _opened(folder) as fd:
-            if self._published(fd, shape, publication):
-                return
-            if publication.exclusive:
-                self._refuse_second(fd, publication)
-            with _kept(folder, alone=True):
-                fitting.refuse_half_grown(folder)
-                if shape.block:
-                    try:
-                        _publish_device(fd, publication)
-                    except BaseException:
-                        imagefile.let_go(fd)
-                        raise
-                else:
-                    _publish_filesystem(fd, shape, publication)
+            if not self._published(fd, shape, publication):
+                if publication.exclusive:
+                    self._refuse_second(fd, publication)
+                self._show(folder, fd, shape, publication)
         if shape.filesystem and not growing.grows_unmounted(shape.filesystem) and not publication.readonly:
             # It may be a copy that is larger than its source, or have grown while it was not mounted.
             self.spread(folder, shape)
@@ -276,6 +269,18 @@ class Image:
             if mount is None or not any(imagefile.same(mount, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
             return figures_of(target)
+
+    def _show(self, folder: Directory, fd: int, shape: Shape, publication: Publication) -> None:
+        with _kept(folder, alone=True):
+            fitting.refuse_half_grown(folder)
+            if not shape.block:
+                _publish_filesystem(fd, shape, publication)
+                return
+            try:
+                _publish_device(fd, publication)
+            except BaseException:
+                imagefile.let_go(fd)
+                raise
 
     def _refuse_device(self, fd: int, folder: Directory) -> None:
         """Refuse to copy what a pod writes to as a device. One of a mount that has gone is free in a moment."""

@@ -59,6 +59,16 @@ def let_go(fd: int) -> None:
             loops.detach(device.number, device=device.device, inode=device.inode)
 
 
+def tell_size(fd: int) -> None:
+    """Tell the devices that show an image how large it is now; one that let go of it meanwhile has not to know."""
+    for device in devices(fd):
+        try:
+            loops.set_capacity(device.number)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+
+
 def mounts_of(fd: int) -> list[Mount]:
     """Where the filesystem in an image is mounted."""
     found = devices(fd)
@@ -130,22 +140,10 @@ def still(fd: int, *, seconds: float) -> Iterator[None]:
             node = os.open(device.path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, node)
             os.fsync(node)
-        inside = [stack.enter_context(entered(mount)) for mount in mounts_of(fd)[:1]]
-        try:
-            with contextlib.ExitStack() as frozen:
-                for each in inside:
-                    frozen.enter_context(freezing.frozen(each, seconds=seconds))
-                yield
-        except TimeoutError as error:
-            raise PreconditionError(
-                f"the volume is in use and its pool's filesystem cannot share data between files, so a copy of one moment "
-                f"takes longer than {seconds:.0f} s, for which writes can be held up: end the pods that use it, or keep "
-                "it in a pool on xfs or btrfs"
-            ) from error
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            raise _already_frozen() from error
+        for mount in mounts_of(fd)[:1]:
+            inside = stack.enter_context(entered(mount))
+            stack.enter_context(frozen(inside, seconds=seconds))
+        yield
 
 
 @contextlib.contextmanager
@@ -166,7 +164,10 @@ def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[
                 if error.errno != errno.EBUSY:
                     raise
                 if not by_caller:
-                    raise _already_frozen() from error
+                    raise InFlightError(
+                        "the volume's filesystem is frozen, by another copy of it or by somebody else: ask again, and if that "
+                        "does not help, thaw it with fsfreeze -u"
+                    ) from error
             yield
     except TimeoutError as error:
         raise PreconditionError(
@@ -174,13 +175,6 @@ def frozen(inside: int, *, seconds: float, by_caller: bool = False) -> Iterator[
             f"takes longer than {seconds:.0f} s, for which writes can be held up: end the pods that use it, or keep "
             "it in a pool on xfs or btrfs"
         ) from error
-
-
-def _already_frozen() -> InFlightError:
-    return InFlightError(
-        "the volume's filesystem is frozen, by another copy of it or by somebody else: ask again, and if that does not help, "
-        "thaw it with fsfreeze -u"
-    )
 
 
 def shared_out(source: int, target: int) -> bool:

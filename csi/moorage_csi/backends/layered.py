@@ -34,7 +34,7 @@ from moorage_csi.backends.targets import (
     take_away,
 )
 from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError, UnavailableError
-from moorage_csi.host import commands, filesystems, freezing, loops, mounts, paths, syscalls
+from moorage_csi.host import commands, filesystems, freezing, mounts, paths, syscalls
 from moorage_csi.host.mounts import Mount, MountAttributes, MountFlag
 from moorage_csi.host.paths import Directory
 
@@ -142,8 +142,7 @@ class Layered:
             if os.fstat(fd).st_size < shape.size:
                 os.ftruncate(fd, shape.size)
                 os.fsync(fd)
-            for device in imagefile.devices(fd):
-                loops.set_capacity(device.number)
+            imagefile.tell_size(fd)
 
     def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - never
         """Refused: the filesystem would have to give up blocks that it may be using."""

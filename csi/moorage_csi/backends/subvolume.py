@@ -9,6 +9,7 @@ What a pod makes as a subvolume *within* its volume is not part of a snapshot: t
 """
 
 import contextlib
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -28,13 +29,14 @@ DATA: Final = "data"
 FILESYSTEM: Final = "btrfs"
 
 _MINIMUM: Final = 1 << 20
+_NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class Subvolumes:
     """The backend ``btrfs`` of one pool; ``no_quota`` says why it cannot limit a subvolume, None where it can."""
 
     name = contract.BACKEND_BTRFS
-    capabilities = Capabilities(block=False, shared=False, filesystems=(FILESYSTEM,))
+    capabilities = Capabilities(block=False, shared=False, filesystems=(FILESYSTEM,), books=True)
 
     def __init__(self, *, no_quota: str | None) -> None:
         self._no_quota = no_quota
@@ -107,6 +109,10 @@ class Subvolumes:
         """
         if shape.quota != contract.QUOTA_ENFORCED or qgroups.state(folder.fd).quota is not qgroups.Quota.SIMPLE:
             return True
+        if not copied and _strange(folder):
+            return True
+        if not copied and self._limit(folder).limit == shape.size:
+            return True
         held = self._counted(folder)
         wanted = shape.size + held.used if copied else max(shape.size, held.used)
         if wanted > held.limit if copied else wanted != held.limit:
@@ -120,9 +126,7 @@ class Subvolumes:
         """Set the limit, where one is held; it is read back. One that copies have raised is never lowered here."""
         if shape.quota != contract.QUOTA_ENFORCED:
             return
-        with folder.child(DATA) as data:
-            known = qgroups.read_limit(data.fd).limit
-        if known < shape.size:
+        if self._limit(folder).limit < shape.size:
             qgroups.set_limit(folder, DATA, shape.size)
 
     def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:
@@ -146,25 +150,22 @@ class Subvolumes:
         return True
 
     def retire(self, folder: Directory) -> None:
-        """Give back what the kernel keeps for the limit."""
-        with contextlib.suppress(FileNotFoundError):
+        """Give back what the kernel keeps for the limit; nothing for what somebody has put in the subvolume's place."""
+        if not _strange(folder):
             qgroups.drop_limit(folder, DATA)
 
     def footprint(self, folder: Directory) -> Footprint | None:
         """What the kernel counts for the limit; without one it could not be told in constant time."""
-        if self._no_quota is not None:
+        if self._no_quota is not None or _strange(folder):
             return None
-        try:
-            with folder.child(DATA) as data:
-                held = qgroups.read_limit(data.fd)
-        except FileNotFoundError:
-            return None
+        with folder.child(DATA) as data:
+            held = qgroups.read_limit(data.fd)
         return Footprint(size=held.limit, allocated=held.used)
 
     def fault(self, folder: Directory, shape: Shape) -> str:
         """That the subvolume is not there, or that the kernel holds another size than was promised, or not of all."""
-        if not folder.exists(DATA):
-            return f"the subvolume {path_of(folder.fd)}/{DATA} is missing: restore the volume from a backup"
+        if strange := _strange(folder):
+            return strange
         if shape.quota != contract.QUOTA_ENFORCED:
             return ""
         held = self.footprint(folder)
@@ -200,8 +201,31 @@ class Subvolumes:
     def _counted(folder: Directory) -> Limit:
         """What the kernel holds and has counted, up to this moment."""
         btrfs.commit(folder.fd)
+        return Subvolumes._limit(folder)
+
+    @staticmethod
+    def _limit(folder: Directory) -> Limit:
+        """The same, counted up to the last commit."""
         with folder.child(DATA) as data:
             return qgroups.read_limit(data.fd)
+
+
+def _strange(folder: Directory) -> str:
+    """What lies where the subvolume should, and what to do; empty where the subvolume does."""
+    path = f"{path_of(folder.fd)}/{DATA}"
+    try:
+        with folder.child(DATA) as data:
+            if btrfs.subvolume(data.fd) is not None:
+                return ""
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY:
+            raise
+        what = "is not a directory" if folder.exists(DATA) else "is missing"
+        return f"the subvolume {path} {what}: restore the volume from a backup"
+    return (
+        f"{path} is a directory and not a subvolume, so that no size is held for it and it cannot be copied: make a subvolume, "
+        "copy into it what is in the directory (cp -a --reflink), and put it in the directory's place"
+    )
 
 
 def _escaped(folder: Directory) -> str:

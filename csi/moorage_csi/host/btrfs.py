@@ -180,7 +180,7 @@ def destroy(folder: Directory, name: str, *, batch: Callable[[], None] | None = 
         number = _its_id(doomed.fd)
         _destroy_nested(folder.fd, number, batch or _nothing)
     with contextlib.suppress(FileNotFoundError):
-        fcntl.ioctl(folder.fd, _SNAP_DESTROY_V2, bytearray(_ARGUMENTS.pack(0, 0, 0, os.fsencode(name))))
+        syscalls.ioctl(folder.fd, _SNAP_DESTROY_V2, bytearray(_ARGUMENTS.pack(0, 0, 0, os.fsencode(name))))
     commit(folder.fd)
     (batch or _nothing)()
 
@@ -211,7 +211,7 @@ def _search(fd: int, *, tree: int, object_id: int, kind: int, first: int, last: 
     span = (object_id, object_id, first, last, 0, _MOST)
     key = _SEARCH.pack(tree, *span, kind, kind, _MOST_ITEMS, 0, 0, 0, 0, 0, _SEARCH_ROOM)
     buffer = bytearray(key) + bytes(_SEARCH_ROOM)
-    fcntl.ioctl(fd, _TREE_SEARCH_V2, buffer)
+    syscalls.ioctl(fd, _TREE_SEARCH_V2, buffer)
     (count,) = _SEARCH_ITEMS.unpack_from(buffer, _SEARCH_ITEMS_OFFSET)
     found = []
     position = _SEARCH.size
@@ -245,7 +245,7 @@ def _destroy_by_id(fd: int, number: int, *, within: int) -> None:
     """Its owner may have made the subvolume around it read-only, which forbids to remove anything from it."""
     arguments = bytearray(_ARGUMENTS.pack(0, 0, _BY_ID, number.to_bytes(8, "little")))
     try:
-        fcntl.ioctl(fd, _SNAP_DESTROY_V2, arguments)
+        syscalls.ioctl(fd, _SNAP_DESTROY_V2, arguments)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -259,12 +259,12 @@ def _destroy_by_id(fd: int, number: int, *, within: int) -> None:
             set_read_only(around, read_only=False)
         finally:
             os.close(around)
-        fcntl.ioctl(fd, _SNAP_DESTROY_V2, arguments)
+        syscalls.ioctl(fd, _SNAP_DESTROY_V2, arguments)
 
 
 def _create(folder: Directory, name: str, command: int, *, source: int, flags: int) -> None:
     arguments = _ARGUMENTS.pack(source, 0, flags, os.fsencode(checked_name(name)))
-    fcntl.ioctl(folder.fd, command, bytearray(arguments))
+    syscalls.ioctl(folder.fd, command, bytearray(arguments))
 
 
 def _its_id(fd: int) -> int:

@@ -14,17 +14,10 @@ _BUFFER: Final = 1 << 20
 _KERNEL_CANNOT: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 
 
-def copy_file(source_fd: int, target_fd: int, *, progress: Callable[[int], None] | None = None) -> int:
-    """``copy_data``, and on the disk when it returns."""
-    written = copy_data(source_fd, target_fd, progress=progress)
-    os.fsync(target_fd)
-    return written
-
-
 def copy_data(source_fd: int, target_fd: int, *, progress: Callable[[int], None] | None = None) -> int:
     """Make the target hold what the source holds, with holes where it has holes; returns the bytes that were copied.
 
-    What the target held is lost. ``progress`` is told after every few MiB up to which offset the target is done; it may
+    What the target held is lost. The caller brings it to the disk (fsync). ``progress`` is told after every few MiB up to which offset the target is done; it may
     sleep to hold a rate, or raise to stop. There is nothing to resume: after that, an error or a crash the target is
     a torso, and the next call starts over. A source that is written to meanwhile gives a mix of old and new; one that
     grows is copied up to the size it had, and one that shrinks leaves zeros.

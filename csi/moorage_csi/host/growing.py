@@ -18,7 +18,7 @@ from typing import Final
 from moorage_csi.host import commands
 from moorage_csi.host.signatures import EXT4, XFS
 
-__all__ = ["grow_image", "grow_mounted", "grows_unmounted"]
+__all__ = ["grow_image", "grow_mounted", "grows_unmounted", "has_grown"]
 
 _XFS_GEOMETRY: Final = 0x8100587E
 _XFS_GEOMETRY_SIZE: Final = 256
@@ -33,6 +33,12 @@ _EXT4_BLOCKS: Final = struct.Struct("=Q")
 _TIMEOUT: Final = 3600.0
 _SUPERBLOCK: Final = 1024
 """Where it begins, and what it takes."""
+_WORD: Final = struct.Struct("<I")
+_BLOCKS_LOW: Final = 0x4
+_BLOCK_SCALE: Final = 0x18
+_BLOCKS_HIGH: Final = 0x150
+"""struct ext4_super_block: s_blocks_count_lo, s_log_block_size (1024 bytes, shifted), s_blocks_count_hi."""
+_MOST_SCALE: Final = 6
 _PREEN: Final = "-p"
 _REPAIR: Final = "-y"
 _FSCK_FINE: Final = (0, 1)
@@ -82,6 +88,8 @@ async def grow_image(
 
 async def _grow_ext4(fd: int, lock: int, kept: bytes | None, keep: Callable[[bytes | None], None]) -> None:
     if kept is None:
+        if fills(fd):
+            return
         await _check(fd, lock, _PREEN)
     else:
         await _repair(fd, lock, kept)
@@ -101,6 +109,18 @@ async def _grow_ext4(fd: int, lock: int, kept: bytes | None, keep: Callable[[byt
         raise
     os.fsync(fd)
     keep(None)
+
+
+def fills(fd: int) -> bool:
+    """Whether the ext4 filesystem on an image is as large as the image, by its superblock; a torn one says that it is not."""
+    first = os.pread(fd, _SUPERBLOCK, _SUPERBLOCK)
+    if len(first) < _SUPERBLOCK:
+        return False
+    low, high, scale = (int(_WORD.unpack_from(first, at)[0]) for at in (_BLOCKS_LOW, _BLOCKS_HIGH, _BLOCK_SCALE))
+    if scale > _MOST_SCALE:
+        return False
+    block = 1024 << scale
+    return (high << 32 | low) == os.fstat(fd).st_size // block
 
 
 async def _repair(fd: int, lock: int, before: bytes) -> None:
@@ -142,8 +162,19 @@ def grow_mounted(fd: int, filesystem: str, size: int) -> None:
         raise ValueError(msg)
 
 
+def has_grown(fd: int, filesystem: str, size: int) -> bool:
+    """Whether a mounted filesystem has nothing to grow to ``size`` bytes, where a look tells that; False for ext4."""
+    return filesystem == XFS and _xfs_larger(fd, size) is None
+
+
 def _grow_xfs(fd: int, size: int) -> None:
-    """Add what is missing; a rest that is too small for a group of its own is not worth one."""
+    larger = _xfs_larger(fd, size)
+    if larger is not None:
+        fcntl.ioctl(fd, _XFS_GROW, larger)
+
+
+def _xfs_larger(fd: int, size: int) -> bytes | None:
+    """What to ask for, where something is missing; a rest that is too small for a group of its own is not worth one."""
     buffer = bytearray(_XFS_GEOMETRY_SIZE)
     fcntl.ioctl(fd, _XFS_GEOMETRY, buffer)
     block, _, group, _, _, _, _, inodes, blocks = _XFS_GEOMETRY_FIELDS.unpack_from(buffer)
@@ -151,5 +182,4 @@ def _grow_xfs(fd: int, size: int) -> None:
     rest = wanted % group
     if 0 < rest < _XFS_LEAST_GROUP:
         wanted -= rest
-    if wanted > blocks:
-        fcntl.ioctl(fd, _XFS_GROW, _XFS_GROW_FIELDS.pack(wanted, inodes))
+    return _XFS_GROW_FIELDS.pack(wanted, inodes) if wanted > blocks else None

@@ -239,7 +239,11 @@ def hold(found: LoopStatus) -> Loop | None:
     fd = _open_device(found.number, read_only=True)
     if fd is None:
         return None
-    now = _status(fd, found.number)
+    try:
+        now = _status(fd, found.number)
+    except BaseException:
+        os.close(fd)
+        raise
     if now is None or (now.device, now.inode) != (found.device, found.inode):
         os.close(fd)
         return None

@@ -27,20 +27,15 @@ __all__ = [
     "bind",
     "filesystem_detached",
     "filesystem_mount",
-    "is_dead",
     "mount_at",
     "mount_of_fd",
     "mounts",
-    "mounts_of_device",
     "parse_options",
     "propagates",
     "unmount",
 ]
 
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
-_DEAD: Final = frozenset(
-    {errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EACCES, errno.EHOSTDOWN, errno.ENODEV},
-)
 _STACK_LIMIT: Final = 64
 _BUSY_PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Seconds between tries at a busy mount: a process that is about to end is waited for, one that stays is told."""
@@ -62,23 +57,16 @@ def filesystem_mount(
     options: Sequence[str] = (),
     target_fd: int,
     attributes: MountAttributes = _NO_ATTRIBUTES,
-    read_only_superblock: bool = False,
 ) -> None:
     """Mount the filesystem on ``device`` onto what ``target_fd`` is open on.
 
     ``attributes`` hold for this mount alone, so that one device can be mounted read-only here and writable
-    there; ``read_only_superblock`` is for a device that cannot be written at all, and needs every mount of the
-    device to agree. ``options`` are the filesystem's own words, as ``parse_options`` returns them.
+    there. ``options`` are the filesystem's own words, as ``parse_options`` returns them.
 
     Either the mount is there, whole, or OSError says what the kernel said, its log lines included, and
     nothing is left. It stacks on a mount that is there already: the caller looks first.
     """
-    mount = filesystem_detached(
-        source=device,
-        filesystem=filesystem,
-        options=[*options, *(["ro"] if read_only_superblock else [])],
-        attributes=attributes,
-    )
+    mount = filesystem_detached(source=device, filesystem=filesystem, options=options, attributes=attributes)
     with _closing(mount):
         syscalls.move_mount(mount, target_fd)
 
@@ -220,16 +208,11 @@ def mounts() -> list[Mount]:
     return parse_mountinfo(_MOUNTINFO.read_bytes())
 
 
-def mounts_of_device(major: int, minor: int) -> list[Mount]:
-    """Every visible mount of the filesystem on this device, bind mounts of it included."""
-    return [mount for mount in mounts() if (mount.major, mount.minor) == (major, minor)]
-
-
 def mount_at(path: str, *, beneath: str | None = None) -> Mount | None:
     """The topmost mount on ``path``; None where nothing is mounted on it or nothing is there.
 
-    A symlink is not followed as the last component. A dead mount raises an error that ``is_dead`` knows, if it
-    raises at all: the look does not wake the filesystem's server.
+    A symlink is not followed as the last component. The look does not wake the filesystem's server, so a dead mount is
+    found as well as any other.
     """
     with contextlib.suppress(FileNotFoundError), _parent(path, beneath) as (parent, name):
         seen = syscalls.statx(parent, name)
@@ -255,8 +238,3 @@ def propagates(path: str) -> bool:
     with _closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
         mount = _by_id(syscalls.statx(fd, "").mount_id)
     return mount is not None and mount.peer_group is not None
-
-
-def is_dead(error: BaseException) -> bool:
-    """Whether an error tells of a mount whose filesystem is gone: unmount it, do not look into it."""
-    return isinstance(error, OSError) and error.errno in _DEAD

@@ -284,13 +284,17 @@ def clear_stale(fd: int) -> int:
     """
     if state(fd).quota is Quota.OFF:
         return 0
-    removed = 0
-    for group, _ in list(_items(fd, 0, _INFO_ITEM)):
-        level, number = group >> _LEVEL_SHIFT, group & (1 << _LEVEL_SHIFT) - 1
-        if level not in (0, _LEVEL) or number < _FIRST_SUBVOLUME or _exists(fd, number):
-            continue
-        removed += _dissolve(fd, group)
-    return removed
+    stale = [group for group, _ in _items(fd, 0, _INFO_ITEM) if _is_stale(fd, group)]
+    if not stale:
+        return 0
+    # One that is being made may have its group first, and has all of it after this.
+    btrfs.commit(fd)
+    return sum(_dissolve(fd, group) for group in stale if _is_stale(fd, group))
+
+
+def _is_stale(fd: int, group: int) -> bool:
+    level, number = group >> _LEVEL_SHIFT, group & (1 << _LEVEL_SHIFT) - 1
+    return level in (0, _LEVEL) and number >= _FIRST_SUBVOLUME and not _exists(fd, number)
 
 
 def _dissolve(fd: int, group: int) -> bool:

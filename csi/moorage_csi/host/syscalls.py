@@ -100,6 +100,7 @@ _statx: Final = _named("statx", _INT, _TEXT, _INT, _UINT, _BUFFER)
 _renameat2: Final = _named("renameat2", _INT, _TEXT, _INT, _TEXT, _UINT)
 _umount2: Final = _named("umount2", _TEXT, _INT)
 _fallocate: Final = _named("fallocate64", _INT, _INT, ctypes.c_int64, ctypes.c_int64)
+_ioctl: Final = _named("ioctl", _INT, ctypes.c_ulong, _BUFFER)
 _syncfs: Final = _named("syncfs", _INT)
 _unshare: Final = _named("unshare", _INT)
 _fstatfs: Final = _named("fstatfs64", _INT, _BUFFER)
@@ -229,6 +230,14 @@ def unshare_mounts() -> None:
 def quotactl_fd(fd: int, command: int, identity: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
     """Ask or tell the quota of the filesystem that ``fd`` lies on (kernel 5.14)."""
     _checked(_quotactl_fd(fd, command, identity, buffer))
+
+
+def ioctl(fd: int, request: int, buffer: bytearray) -> int:
+    """Like ``fcntl.ioctl``, which keeps the interpreter lock where a buffer to be written to has more than 1024 bytes.
+
+    That would stop every thread for as long as the kernel waits for a disk. The kernel's answer is in the buffer.
+    """
+    return _checked(_ioctl(fd, request, (ctypes.c_char * len(buffer)).from_buffer(buffer)))
 
 
 def syncfs(fd: int) -> None:

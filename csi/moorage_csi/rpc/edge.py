@@ -44,7 +44,6 @@ READ_ONLY: Final = frozenset(
         "ListSnapshots",
         "GetSnapshot",
         "GroupControllerGetCapabilities",
-        "GetVolumeGroupSnapshot",
         "NodeGetVolumeStats",
         "NodeGetCapabilities",
         "NodeGetInfo",

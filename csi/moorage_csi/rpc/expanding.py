@@ -57,6 +57,9 @@ class Expander:
                 f"volume {record.id} has {now} bytes, more than the {wish.limit} allowed; it cannot shrink"
             )
         size = max(now, size_within(wish, minimum=1, what="a volume") if wish.required else now)
+        if record.growing_to is not None and size > now:
+            # It may have died half grown, and is to be whole before there is anything that can be given up.
+            record = await self.finish(station, record)
         growing = await station.lane.run(lambda: opened.pool.promise_growth(record, size))
         if growing.growing_to is None:
             return growing
@@ -144,7 +147,7 @@ def _make_larger(opened: OpenPool, record: Record) -> None:
     with opened.limiting, opened.pool.folder(record.id) as folder:
         backend = opened.backend_of(record)
         backend.grow(folder, larger(record))
-        if opened.pool.dependants(record.id):
+        if opened.pool.may_be_held(record.id):
             backend.book(folder, larger(record), copied=True)
 
 

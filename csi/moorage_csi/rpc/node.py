@@ -301,7 +301,8 @@ class Node(csi_pb2_grpc.NodeServicer):
             found = None
         try:
             if found is None:
-                await self._lane.run(lambda: take_away(target, self._kubelet_dir))
+                lane = self._import_lane if self._imports.may_have(volume) else self._lane
+                await lane.run(lambda: take_away(target, self._kubelet_dir))
             else:
                 await self._withdraw(*found, target)
                 # A record that does not say so of itself stays, and its pod can end all the same.

@@ -41,7 +41,9 @@ class Pools:
             if len(set(values)) != len(values):
                 raise ValueError(f"two pools have the same {key}: {', '.join(values)}")
         disks = Disks()
-        self._stations = {one.name: Station(one, node=node_name, disks=disks) for one in settings}
+        self._stations = {
+            one.name: Station(one, node=node_name, disks=disks, siblings=len(settings) > 1) for one in settings
+        }
         self._removals: list[asyncio.Task[None]] = []
 
     @property

@@ -16,6 +16,7 @@ Whatever stops before the rename is done again; after it there is nothing left t
 Both run with the volume's key held (see ``guard``), so that no two of them meet.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -190,7 +191,8 @@ class Provisioner:
 
         await station.copying.run(copy)
         self._step("copied")
-        if record.filesystem and record.size > source.what.size:
+        if record.filesystem:
+            # What lies in it may be smaller than its source was to be, which was growing when it was copied.
             await station.run_program(fit)
             self._step("fitted")
         ready = await station.lane.run(lambda: become_ready(opened, record))
@@ -234,20 +236,21 @@ class Provisioner:
         await station.lane.run(throw_away)
         station.discarded()
 
-    def _take_out(self, opened: OpenPool, record: Record) -> None:
-        backend = opened.backend_of(record)
-        try:
-            with opened.pool.folder(record.id) as folder:
+    def _take_out(self, opened: OpenPool, known: Record) -> None:
+        # Another node of a shared pool may have changed the record since, or have been faster.
+        with opened.pool.alone():
+            record = opened.pool.find(known.id)
+            if record is None:
+                return
+            backend = opened.backend_of(record)
+            with contextlib.suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
                 if record.state in GIVEN and (users := backend.users(folder)):
                     raise PreconditionError(
                         f"volume {record.id} is in use on {self._node_name} ({', '.join(users)}) and is not deleted: "
                         "unpublish it first"
                     )
                 self._step("unused")
-        except FileNotFoundError:
-            # Another node of a shared pool was faster.
-            return
-        opened.pool.discard(record, retire=functools.partial(opened.retire, record))
+            opened.pool.discard(record, retire=functools.partial(opened.retire, record))
         self._step("discarded")
 
 
@@ -270,13 +273,13 @@ def as_source(wish: Creation, source: Source) -> Creation:
         raise InvalidArgumentError(
             f"{what.id} is of backend {what.backend}, and a copy of it cannot be of backend {parameters.backend}"
         )
-    if wish.range.limit is not None and wish.range.limit < what.size:
-        raise OutOfRangeError(f"{what.id} has {what.size} bytes, and a copy of it may have {wish.range.limit} only")
+    if wish.range.limit is not None and wish.range.limit < source.size:
+        raise OutOfRangeError(f"{what.id} has {source.size} bytes, and a copy of it may have {wish.range.limit} only")
     return replace(
         wish,
         access=replace(access, filesystem=what.filesystem or access.filesystem),
         parameters=replace(parameters, backend=what.backend),
-        range=replace(wish.range, required=max(wish.range.required or 0, what.size)),
+        range=replace(wish.range, required=max(wish.range.required or 0, source.size)),
     )
 
 

@@ -8,7 +8,7 @@ import logging
 
 from moorage_csi.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from moorage_csi.proto import moorage_pb2 as moorage
-from moorage_csi.rpc.compatibility import context_of
+from moorage_csi.rpc.compatibility import context_of, refuse_unready, refuse_unready_snapshot
 from moorage_csi.rpc.pools import Pools, Station
 from moorage_csi.volumes.exits import Left
 from moorage_csi.volumes.ids import SNAPSHOT_ID, SnapshotId, VolumeId
@@ -46,11 +46,16 @@ class Recovery:
             PreconditionError: its record cannot be trusted; it stays where it lies.
         """
         there = await self._there(wanted)
+        left = [each for each in await self.deleted() if each[1].record.id == wanted]
+        if there is not None and left:
+            raise AlreadyExistsError(
+                f"{wanted} has been made anew since, and what was deleted can only come back under that id: delete the new one "
+                "first; the old one stays for the pool's trashRetention"
+            )
         if there is not None:
             return there
-        for station, left in await self.deleted():
-            if left.record.id == wanted:
-                return await self._take_back(station, left)
+        if left:
+            return await self._take_back(*left[0])
         raise NotFoundError(
             f"nothing that was deleted as {wanted} can be had back on {self._node_name}: it was removed after the pool's "
             "trashRetention, or it was deleted on another node"
@@ -59,9 +64,15 @@ class Recovery:
     async def _there(self, wanted: VolumeId | SnapshotId) -> Record | Snapshot | None:
         if SNAPSHOT_ID.fullmatch(wanted):
             snapshot = await self._pools.find_snapshot(SnapshotId(wanted))
-            return None if snapshot is None else snapshot[1]
+            if snapshot is None:
+                return None
+            refuse_unready_snapshot(snapshot[1])
+            return snapshot[1]
         volume = await self._pools.find(VolumeId(wanted))
-        return None if volume is None else volume[1]
+        if volume is None:
+            return None
+        refuse_unready(volume[1])
+        return volume[1]
 
     async def _take_back(self, station: Station, left: Left) -> Record | Snapshot:
         opened = await station.open()

@@ -60,5 +60,5 @@ class Shrinker:
 
 def _lower(opened: OpenPool, smaller: Record) -> None:
     with opened.limiting, opened.pool.folder(smaller.id) as folder:
-        copied = bool(opened.pool.dependants(smaller.id))
+        copied = opened.pool.may_be_held(smaller.id)
         opened.backend_of(smaller).shrink(folder, shape_of(smaller), copied=copied)

@@ -34,6 +34,7 @@ from moorage_csi.errors import (
     NotFoundError,
     UnavailableError,
 )
+from moorage_csi.rpc.compatibility import refuse_unready
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
 from moorage_csi.rpc.provisioning import no_step
@@ -97,6 +98,8 @@ class Snapshotter:
         if found is None:
             raise UnavailableError(f"snapshot {name} is being taken: ask again")
         refuse_other_source(found[1], source)
+        if found[1].state is SnapshotState.DELETING:
+            raise UnavailableError(f"snapshot {name} is being deleted: ask again when that has ended")
         return found[1]
 
     async def delete(self, wanted: SnapshotId) -> None:
@@ -120,7 +123,7 @@ class Snapshotter:
             found = await self._pools.find(source)
             if found is None:
                 raise NotFoundError(f"volume {source} is not on {self._node_name}")
-            await self._sources.find(source)
+            refuse_unready(found[1])
             return await self._make(*found, name)
 
     async def _make(self, station: Station, record: Record, name: str) -> Snapshot:

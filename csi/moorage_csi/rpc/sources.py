@@ -8,7 +8,7 @@ from moorage_csi.errors import NotFoundError
 from moorage_csi.host.paths import Directory
 from moorage_csi.rpc.compatibility import refuse_unready, refuse_unready_snapshot
 from moorage_csi.rpc.guard import Guard
-from moorage_csi.rpc.pools import OpenPool, Pools, Station
+from moorage_csi.rpc.pools import OpenPool, Pools
 from moorage_csi.volumes.ids import SNAPSHOT_ID, SnapshotId, VolumeId
 from moorage_csi.volumes.record import Mode, Record
 from moorage_csi.volumes.snapshot import Snapshot
@@ -20,6 +20,11 @@ class Source:
 
     pool: OpenPool
     what: Record | Snapshot
+
+    @property
+    def size(self) -> int:
+        """What a copy has at least, in bytes: what it has or, where it is growing, may have already."""
+        return (self.what.growing_to if isinstance(self.what, Record) else None) or self.what.size
 
     @property
     def block(self) -> bool:
@@ -79,9 +84,3 @@ class Sources:
         station, snapshot = found
         refuse_unready_snapshot(snapshot)
         return Source(pool=await station.open(), what=snapshot)
-
-
-async def in_pool(station: Station, wanted: SnapshotId) -> Snapshot | None:
-    """The snapshot in that pool, in whatever state; None where it has none."""
-    opened = await station.open()
-    return await station.lane.run(lambda: opened.pool.snapshots.find(wanted))

@@ -97,7 +97,7 @@ class OpenPool:
         try:
             with self.limiting:
                 backend.grow(folder, shape_of(record))
-                if self.pool.dependants(record.id):
+                if self.pool.may_be_held(record.id):
                     backend.book(folder, shape_of(record), copied=True)
         except OSError as error:
             _log.warning("no limit for what is taken back", extra={"volume": record.id, "reason": str(error)})
@@ -170,10 +170,13 @@ class Station:
         *,
         node: str,
         disks: Disks,
+        siblings: bool = False,
         clock: Callable[[], float] = time.time,
         token: Callable[[int], str] = secrets.token_hex,
     ) -> None:
+        """``siblings`` says whether the node has other pools, into which volumes of this one may be copied."""
         self.settings = settings
+        self._siblings = siblings
         self.lane = Lane(f"pool-{settings.name}")
         self._formatting = Lane(f"formats-{settings.name}", threads=FORMATS)
         self.copying = Lane(f"copies-{settings.name}", threads=COPIES)
@@ -190,6 +193,8 @@ class Station:
         self._trash_lane = Lane(f"trash-{settings.name}", threads=1)
         self._trash_count = 0
         self._booked = False
+        self._uncleared = True
+        """Whether the kernel may keep something for subvolumes that are gone, now or a while after they were removed."""
         self._discarded = asyncio.Event()
 
     @property
@@ -267,7 +272,7 @@ class Station:
             self._discarded.clear()
             try:
                 rest = await self._trash_lane.run(self._remove_all)
-            except OSError as error:
+            except (OSError, DriverError) as error:
                 _log.warning("trash cannot be read", extra={"pool": self.name, "reason": str(error)})
                 rest = _RETRY_REMOVAL
             with suppress(TimeoutError):
@@ -351,7 +356,7 @@ class Station:
                 backends[subvolumes.name] = subvolumes
             chosen = choice.choose(facts)
             no_reflink = reflink.reflink_supported(pool.root)
-            _resume_sources(pool, backends)
+            _resume_sources(pool, backends, every=self._siblings)
             pool.settle(retire=lambda what, folder: _retire(backends.get(what.backend), folder))
             if pool.identity.backend is None:
                 pool.keep_backend(chosen.backend)
@@ -403,7 +408,22 @@ class Station:
                 )
             self._trash_count = left
         self._booked = (self._booked and not names) or _booked(opened)
-        return due if self._booked and not left else min(_RETRY_REMOVAL, due or _RETRY_REMOVAL)
+        removed = left < len(names)
+        if (removed or self._uncleared) and contract.BACKEND_BTRFS in opened.backends:
+            self._clear_stale(opened)
+        self._uncleared = removed
+        done = self._booked and not left and not removed
+        return due if done else min(_RETRY_REMOVAL, due or _RETRY_REMOVAL)
+
+    def _clear_stale(self, opened: OpenPool) -> None:
+        """Remove what the kernel still keeps for limits of subvolumes that are gone, which it does not do by itself."""
+        try:
+            cleared = qgroups.clear_stale(opened.pool.root.fd)
+        except OSError as error:
+            _log.warning("stale limits cannot be removed", extra={"pool": self.name, "reason": str(error)})
+            return
+        if cleared:
+            _log.info("stale limits removed", extra={"pool": self.name, "groups": cleared})
 
     def _pace(self) -> Callable[[], None]:
         """Rests after every so many entries, and stops at closing."""
@@ -419,18 +439,31 @@ class Station:
 def _booked(opened: OpenPool) -> bool:
     """Take back the room that volumes had for copies which are gone; False where some of it has to be tried again."""
     done = True
-    for known in opened.pool.records:
-        with opened.limiting:
-            record = opened.pool.find(known)
-            backend = None if record is None else opened.backends.get(record.backend)
-            if record is None or backend is None or record.state is not State.READY:
-                continue
-            if record.growing_to is not None:
-                done = False
-            elif not opened.pool.dependants(record.id):
-                with suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
-                    done &= backend.book(folder, shape_of(record), copied=False)
+    for known in opened.pool.records.values():
+        backend = opened.backends.get(known.backend)
+        if backend is None or not backend.capabilities.books or opened.pool.may_be_held(known.id):
+            continue
+        try:
+            done &= _booked_one(opened, known, backend)
+        except (OSError, DriverError) as error:
+            _log.warning("a limit is not lowered yet", extra={"volume": known.id, "reason": str(error)})
+            done = False
     return done
+
+
+def _booked_one(opened: OpenPool, known: Record, backend: Backend) -> bool:
+    with opened.limiting:
+        record = opened.pool.find(known.id)
+        if record is None or record.state is not State.READY:
+            return True
+        if record.growing_to is not None:
+            return False
+        # Looked at again, since copies raise the limit under the same lock.
+        if opened.pool.may_be_held(record.id):
+            return True
+        with suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
+            return backend.book(folder, shape_of(record), copied=False)
+    return True
 
 
 def _retire(backend: Backend | None, folder: Directory) -> None:
@@ -438,13 +471,16 @@ def _retire(backend: Backend | None, folder: Directory) -> None:
         backend.retire(folder)
 
 
-def _resume_sources(pool: Pool, backends: dict[str, Backend]) -> None:
-    """Let those go on whose volumes a copy has stopped that died in the middle."""
+def _resume_sources(pool: Pool, backends: dict[str, Backend], *, every: bool) -> None:
+    """Let those go on whose volumes a copy has stopped that died in the middle.
+
+    With ``every`` it may have been one into another pool, whose record says so there: then all are let go on.
+    """
     begun: list[str | None] = [
         *(each.source for each in pool.snapshots.records.values() if each.state is SnapshotState.CREATING),
         *(each.source for each in pool.records.values() if each.state is State.CREATING),
     ]
-    for source in filter(None, begun):
+    for source in pool.records if every else filter(None, begun):
         record = pool.records.get(VolumeId(source))
         backend = None if record is None else backends.get(record.backend)
         if record is not None and backend is not None:

@@ -96,7 +96,7 @@ class Wiper:
                 )
             self._step("unused")
             record = self._begun(opened, record, released_uid)
-            backend.retire(folder)
+            opened.retire(record, folder)
         opened.pool.strip(record)
         self._step("stripped")
         bare = replace(record, formatted=False, source=None, shares=False)

@@ -68,6 +68,11 @@ class Account:
         """Count no more."""
         self._disk.leave(self)
 
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether other pools lie on the same disk."""
+        return self._disk.tenants > 1
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Keep the other nodes of a shared pool out for as long as the block lasts; waits for one that is at it."""

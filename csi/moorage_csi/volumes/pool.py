@@ -353,6 +353,22 @@ class Pool:
         snapshots = (snapshot.id for snapshot in self.snapshots.records.values() if snapshot.source == source)
         return (*volumes, *snapshots)
 
+    def may_be_held(self, volume: VolumeId) -> bool:
+        """Whether anything beside the volume may still have what it wrote, without having copied it.
+
+        That is a copy of it, or a copy of such a copy, wherever it is on its way out of the pool. Whatever cannot be told
+        counts: a source that is gone, a damaged record, another pool on the disk.
+        """
+        if self.problems or self._account.has_neighbours:
+            return True
+        volumes, snapshots = self.volumes.records, self.snapshots.records
+        sources: dict[str, str | None] = {key: record.source for key, record in volumes.items()}
+        sources |= {key: snapshot.source for key, snapshot in snapshots.items()}
+        sharing: list[Record | Snapshot | None] = [each for each in volumes.values() if each.shares]
+        sharing += [each for each in snapshots.values() if each.shares]
+        sharing += [old for _, old in self.exits.sharing()]
+        return any(old is None or (old.id != volume and _leads_to(old.source, volume, sources)) for old in sharing)
+
     def room(self) -> Room:
         """How much may be promised at this moment, all pools on the filesystem counted."""
         return self._account.room()
@@ -421,3 +437,12 @@ class Pool:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
+
+
+def _leads_to(source: str | None, volume: VolumeId, sources: Mapping[str, str | None]) -> bool:
+    """Whether that was copied from the volume, directly or not; so it may be where the way ends at one that is gone."""
+    seen: set[str] = set()
+    while source is not None and source != volume and source in sources and source not in seen:
+        seen.add(source)
+        source = sources[source]
+    return source is not None

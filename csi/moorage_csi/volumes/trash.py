@@ -9,6 +9,7 @@ removed, its name loses the moment, in one rename. So what still has one is whol
 wants it back race: only one of them finds it under its name.
 """
 
+import errno
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ from moorage_csi.host.paths import Directory
 from moorage_csi.volumes.ids import SNAPSHOT_ID, VOLUME_ID
 from moorage_csi.volumes.remains import Remains
 
+_NO_DIRECTORY: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
 IDS: Final = re.compile(f"(?:{VOLUME_ID.pattern})|(?:{SNAPSHOT_ID.pattern})")
 
 
@@ -64,7 +66,9 @@ def _destroy_subvolumes(folder: Directory, batch: Callable[[], None] | None) -> 
         try:
             with folder.child(name) as child:
                 whole = btrfs.subvolume(child.fd) is not None
-        except NotADirectoryError:
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY:
+                raise
             continue
         if whole:
             # One that was nearly had back may have its limit again.
