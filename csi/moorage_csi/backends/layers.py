@@ -44,6 +44,10 @@ MOST: Final = 16
 """Layers that a volume has at most. Each is a mounted filesystem while the volume is used; a copy that would get more
 gets one, with all that they show."""
 
+_SLACK: Final = 8
+"""The part of what is in layers that the tables and the journal of one with all of it may take beside it."""
+_ALIGNMENT: Final = 1 << 20
+
 _NEW: Final = "image.new"
 _UPPER: Final = "upper"
 _WORK: Final = "work"
@@ -250,8 +254,7 @@ def flatten(folder: Directory, chain: Directory, *, pace: Callable[[], None]) ->
     The folder is that of a copy that is not ready: a crash leaves a torso.
     """
     present = names(chain)
-    size = sum(os.stat(name, dir_fd=chain.fd, follow_symlinks=False).st_size for name in present)
-    fd = make(folder, _NEW, size=size, uuid=str(uuids.uuid4()), like=None)
+    fd = make(folder, _NEW, size=_room(chain, present), uuid=str(uuids.uuid4()), like=None)
     try:
         with contextlib.ExitStack() as stack:
             top = stack.enter_context(written(fd))
@@ -264,6 +267,20 @@ def flatten(folder: Directory, chain: Directory, *, pace: Callable[[], None]) ->
     for name in present:
         chain.unlink(name)
     folder.rename(_NEW, chain, _name(0))
+
+
+def _room(chain: Directory, wanted: Sequence[str]) -> int:
+    """Bytes of an image that holds for certain what several layers show together.
+
+    It goes by what is in them and not by how large they are, which added up would soon be more than a file can have. As
+    ext4 makes inodes by the size, each that is used asks for some of it; none of it is taken before it is written to.
+    """
+    size = filesystems.minimum(FILESYSTEM)
+    for name in wanted:
+        with _layer(chain, name) as layer:
+            used = filesystems.usage(layer)
+        size += used.used + used.used // _SLACK + used.inodes_used * filesystems.EXT4_BYTES_PER_INODE
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def mount(fd: int, chain: Directory, *, source: str, options: Sequence[str], attributes: MountAttributes) -> int:
