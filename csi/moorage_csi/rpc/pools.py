@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 from moorage_csi.errors import DriverError, UnavailableError
-from moorage_csi.rpc.station import OpenPool, PoolReport, Station
+from moorage_csi.rpc.openpool import OpenPool
+from moorage_csi.rpc.station import PoolReport, Station
 from moorage_csi.volumes.disk import Disks
 from moorage_csi.volumes.ids import SnapshotId, VolumeId
 from moorage_csi.volumes.pool import Pool, PoolSettings

@@ -30,7 +30,7 @@ from moorage_csi.volumes.fields import DamagedRecordError
 from moorage_csi.volumes.growth import Growth
 from moorage_csi.volumes.holding import SNAPSHOTS, VOLUMES, Holding, Place, Problem
 from moorage_csi.volumes.identity import Identity
-from moorage_csi.volumes.ids import SnapshotId, VolumeId
+from moorage_csi.volumes.ids import VolumeId
 from moorage_csi.volumes.record import GIVEN, RECORD_NAME, Record, State
 from moorage_csi.volumes.room import Room, Stake, stake_of_remnant, stake_of_snapshot, stake_of_volume
 from moorage_csi.volumes.settings import PoolSettings
@@ -341,17 +341,6 @@ class Pool:
             raise PreconditionError(
                 f"{self.settings.path}/{left.where}/{left.name}/{RECORD_NAME} cannot be trusted, so it stays there: {error}"
             ) from error
-
-    def dependants(self, source: VolumeId | SnapshotId) -> tuple[VolumeId | SnapshotId, ...]:
-        """Ids of the volumes and snapshots in the pool that were made from this one, the half-made too.
-
-        It tells nothing of what has a damaged record (see ``problems``), nor of what was deleted and can be had back.
-        """
-        if self.settings.shared:
-            self.load()
-        volumes = (record.id for record in self.volumes.records.values() if record.source == source)
-        snapshots = (snapshot.id for snapshot in self.snapshots.records.values() if snapshot.source == source)
-        return (*volumes, *snapshots)
 
     def may_be_held(self, volume: VolumeId) -> bool:
         """Whether anything beside the volume may still have what it wrote, without having copied it.
