@@ -5,28 +5,19 @@ interest and has it undone (``abandoned``). Whatever else was there is unharmed 
 """
 
 import os
-from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from moorage_csi.errors import NotFoundError, PreconditionError
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.rpc.validation import published_id, volume_id_for
-from moorage_csi.volumes.ids import snapshot_id_for
+from tests.kernel.crash_bases import COPY, DAY, SNAPSHOT, SOURCE, Step, remembered
 from tests.kernel.crash_world import OWN, World, devices_below, gone, nothing, patiently, read, sum_of, write, written
 
-Step: TypeAlias = Callable[[World], Awaitable[object]]
-
-SOURCE: Final = volume_id_for("source")
-SNAPSHOT: Final = snapshot_id_for("snap")
-COPY: Final = volume_id_for("copy")
 POD: Final = "pod"
 GROUP: Final = 4242
-DAY: Final = 86400.0
-
-_SUM: Final = "sum"
-_LONG_AGO: Final = "-20200101T000000Z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +25,7 @@ class Operation:
     """One operation.
 
     ``base`` says what is in the pool before, ``prepare`` what is done in the process that is to die. ``kept`` are folders
-    of the pool in which something stays for good; ``retention`` is the trash's while somebody goes on.
+    of the pool in which something stays for good; ``retention`` is the trash's, in seconds, ``hesitation`` that of who abandons it.
     """
 
     name: str
@@ -45,61 +36,8 @@ class Operation:
     prepare: Step | None = None
     kept: tuple[str, ...] = ()
     retention: float = 0
+    hesitation: float = 0
     mounted_only: bool = False
-
-
-# What is there before.
-
-
-async def _volume(world: World, on_delete: str = "") -> None:
-    await world.create("source", on_delete=on_delete)
-    await world.fill(SOURCE)
-    await gone(lambda: devices_below(world.area), "loop devices")
-    _remember(world)
-
-
-async def _snapshot(world: World, on_delete: str = "") -> None:
-    await _volume(world, on_delete)
-    await world.snapshot("snap", SOURCE)
-    _remember(world)
-
-
-async def _deleted(world: World) -> None:
-    await _volume(world)
-    await world.delete(SOURCE)
-
-
-async def _left(world: World) -> None:
-    """Something in the trash, and something in the archive whose time is over."""
-    await _snapshot(world)
-    await world.delete(SOURCE)
-    await world.delete_snapshot(SNAPSHOT)
-    await world.create("copy", on_delete="archive")
-    await world.delete(COPY)
-    [archived] = (world.pool / "archived").iterdir()
-    label, _, letters = archived.name.rpartition(".")
-    archived.rename(archived.with_name(f"{label.rpartition('-')[0]}{_LONG_AGO}.{letters}"))
-
-
-async def _empty(world: World) -> None:
-    assert not await world.listed()
-
-
-BASES: Final[dict[str, Step]] = {
-    "empty": _empty,
-    "volume": _volume,
-    "snapshot": _snapshot,
-    "archive": lambda world: _snapshot(world, "archive"),
-    "retain": lambda world: _snapshot(world, "retain"),
-    "deleted": _deleted,
-    "left": _left,
-}
-RETENTIONS: Final = {"deleted": DAY, "left": DAY}
-
-
-def _remember(world: World) -> None:
-    """Keep a sum of the source beside the pool."""
-    (world.area / _SUM).write_text(sum_of(world.folder(SOURCE)), encoding="ascii")
 
 
 # What has to hold.
@@ -108,8 +46,7 @@ def _remember(world: World) -> None:
 async def _source_is_whole(world: World) -> None:
     """The source was used by nobody, and no byte of it is another one."""
     if world.kind.name != "layered":
-        remembered = (world.area / _SUM).read_text(encoding="ascii")
-        assert sum_of(world.folder(SOURCE)) == remembered, "the source was changed"
+        assert sum_of(world.folder(SOURCE)) == remembered(world), "the source was changed"
     assert await world.content(SOURCE) == written(world.kind)
 
 
@@ -301,7 +238,7 @@ def _deleting(name: str, base: str) -> Operation:
         assert SOURCE not in await world.listed()
         stays = kept(world)
         if stays is not None and world.kind.name != "layered":
-            assert sum_of(stays) == (world.area / _SUM).read_text(encoding="ascii"), "what is kept was changed"
+            assert sum_of(stays) == remembered(world), "what is kept was changed"
 
     async def retried(world: World) -> None:
         await world.delete(SOURCE)
@@ -334,11 +271,10 @@ async def _trash_gone(world: World) -> None:
 
 async def _had_back_or_gone(world: World) -> None:
     """What is half removed is given back to nobody; what is whole can be had back."""
-    try:
-        await world.restore(SOURCE)
-    except NotFoundError:
-        return
-    await _source_is_whole(world)
+    for left, whole in ((SOURCE, _source_is_whole), (SNAPSHOT, _snapshot_is_whole)):
+        with suppress(NotFoundError):
+            await world.restore(left)
+            await whole(world)
 
 
 async def _had_back(world: World) -> None:
@@ -486,7 +422,8 @@ OPERATIONS: Final = (
         base="left",
         act=lambda world: world.remove_trash(),
         retried=_trash_gone,
-        abandoned=_trash_gone,
+        abandoned=_had_back_or_gone,
+        hesitation=DAY,
     ),
     Operation(
         name="restore what was deleted",

@@ -50,8 +50,8 @@ SYSCALLS: Final = frozenset(
 )
 """Functions of ``syscalls`` that change something, in the mount table too."""
 
-SOMETIMES: Final = frozenset({"os.mknod", "os.open", "syscalls.fsconfig", "syscalls.openat2"})
-"""They change something where they make a file, a device that is not there, or a superblock."""
+SOMETIMES: Final = frozenset({"os.mknod", "os.open", "syscalls.fsconfig", "syscalls.ioctl", "syscalls.openat2"})
+"""They change something where they make a file, a device that is not there, or a superblock, or by the number of an ioctl."""
 
 IOCTLS: Final[dict[int, str]] = {
     getattr(module, name): f"{module.__name__.rpartition('.')[2]}.{name}"
@@ -93,7 +93,8 @@ def die_at(fatal: int, *, distinct: bool = False, told: Callable[[str], object] 
     watch(os, "open", lambda given, more: "os.open" if _creates(given, more, flags=1) else "")
     watch(syscalls, "openat2", lambda given, more: "openat2" if _creates(given, more, flags=2) else "")
     watch(syscalls, "fsconfig", lambda given, _: "fsconfig" if given[1] == syscalls.FSCONFIG_CMD_CREATE else "")
-    watch(fcntl, "ioctl", lambda given, _: IOCTLS.get(given[1], ""))
+    for module in (fcntl, syscalls):
+        watch(module, "ioctl", lambda given, _: IOCTLS.get(given[1], ""))
     points.watch_programs()
 
 

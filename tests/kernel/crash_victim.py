@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.kernel.crash_operations import BASES, OPERATIONS, RETENTIONS, Operation
+from tests.kernel.crash_bases import BASES, RETENTIONS
+from tests.kernel.crash_operations import OPERATIONS, Operation
 from tests.kernel.crash_points import die_at
 from tests.kernel.crash_world import KINDS, Kind, World
 
@@ -69,9 +70,7 @@ async def die(order: Order) -> None:
     operation, kind = order.what()
     area = Path(order.area)
     if order.base:
-        subprocess.run(
-            ["/usr/bin/env", "cp", "-a", "--reflink=auto", "--sparse=auto", order.base, str(area)], check=True
-        )  # noqa: ASYNC221 - nothing else runs here
+        _copied(order.base, order.area)
     else:
         await build(operation.base, kind, area)
     async with World.started(area, kind, whole=False, retention=operation.retention) as world:
@@ -84,14 +83,20 @@ async def die(order: Order) -> None:
         os._exit(0)
 
 
+def _copied(base: str, area: str) -> None:
+    command = ["/usr/bin/env", "cp", "-a", "--reflink=auto", "--sparse=auto", base, area]
+    subprocess.run(command, check=True)
+
+
 async def go_on(order: Order) -> None:
     """Start the driver on what is left, go on in the way of the order, and have everything deleted."""
     operation, kind = order.what()
     area = Path(order.area)
-    async with World.started(area, kind, retention=operation.retention) as world:
+    retention = operation.retention or (operation.hesitation if order.way == "abandoned" else 0)
+    async with World.started(area, kind, retention=retention) as world:
         await world.is_sound()
         await {"retried": operation.retried, "abandoned": operation.abandoned}[order.way](world)
-        if not operation.retention:
+        if not retention:
             await world.clear(*operation.kept)
             return
     async with World.started(area, kind) as world:

@@ -51,6 +51,7 @@ HARMLESS_IOCTLS: Final = frozenset(
         "_LOOP_CTL_GET_FREE",
     }
 )
+CALLS: Final = ("fcntl.ioctl", "syscalls.ioctl")
 PARAMETER: Final = "command"
 """Of ``btrfs._create``, whose callers give it numbers of their own."""
 PROGRAMS: Final = "commands.py"
@@ -92,7 +93,7 @@ def test_every_ioctl_is_a_point_or_changes_nothing(source: Path) -> None:
     module = importlib.import_module(f"moorage_csi.{source.parent.name}.{source.stem}")
     tree = ast.parse(source.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "fcntl.ioctl"):
+        if not (isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS):
             continue
         name = ast.unparse(node.args[1])
         if name in HARMLESS_IOCTLS or name == PARAMETER:

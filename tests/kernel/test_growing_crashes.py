@@ -20,7 +20,7 @@ from moorage_csi.backends.image import Image
 from moorage_csi.errors import UnavailableError
 from moorage_csi.host import mounts
 from moorage_csi.host.paths import Directory
-from tests.kernel.crash_operations import SOURCE
+from tests.kernel.crash_bases import SOURCE
 from tests.kernel.crash_victim import build
 from tests.kernel.crash_world import KINDS, World, read, written
 from tests.kernel.machine import mounted, tool

@@ -102,7 +102,8 @@ class Matrix:
     async def _died(self, victim: Victim, operation: Operation, fatal: int) -> bool:
         """Die at this point, start again and go on; False where the operation came through."""
         died = False
-        for way in ("retried", "abandoned") if fatal % _ABANDON_EVERY == 0 else ("retried",):
+        both = fatal % _ABANDON_EVERY == 0 or operation.retention or operation.hesitation
+        for way in ("retried", "abandoned") if both else ("retried",):
             area = self._disk / f"{OPERATIONS.index(operation)}-{fatal}-{way}"
             order = Order(
                 operation=operation.name,

@@ -1,6 +1,6 @@
 """Layered volumes when drivers die, when calls meet, and when the disk ends: nothing written is lost, and nothing is left.
 
-See ``test_rpc_crashes`` for how a driver is killed at every point.
+See ``crash_points`` for how a driver is killed at every point.
 """
 
 import asyncio
