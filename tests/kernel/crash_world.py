@@ -25,7 +25,7 @@ from moorage_csi.rpc.ephemeral import EPHEMERAL
 from moorage_csi.rpc.groups import GroupController
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.node import Node
-from moorage_csi.rpc.pools import Pools
+from moorage_csi.rpc.pools import OpenPool, Pools, Station
 from moorage_csi.rpc.volumes import Volumes
 from moorage_csi.volumes.pool import PoolSettings
 from tests.kernel.kinds import counting
@@ -35,6 +35,7 @@ from tests.kernel.rpc_driver import MIB, NODE, capability
 
 Answer = TypeVar("Answer")
 
+LOCK_SECONDS: Final = 20.0
 PATIENCE: Final = 20.0
 """Seconds for which a call that says "ask again" is asked again."""
 
@@ -45,6 +46,18 @@ _AT: Final = 3 * MIB
 _BLOCK: Final = 64 << 10
 _ZEROS: Final = bytes(_BLOCK)
 _CONTENT: Final = hashlib.shake_256(b"precious").digest(96 << 10)
+
+
+async def _opened(station: Station) -> OpenPool:
+    """Open the pool. A process that was killed in the middle of a system call has its lock until that call ends."""
+    async with asyncio.timeout(LOCK_SECONDS):
+        while True:
+            try:
+                return await station.open()
+            except UnavailableError as error:
+                if "in use by another process" not in str(error):
+                    raise
+            await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +131,12 @@ class World:
         pools, guard = Pools([settings], node_name=NODE), Guard()
         node = Node(pools=pools, node_name=NODE, kubelet_dir=str(kubelet), guard=guard)
         groups = GroupController(pools=pools, node_name=NODE, guard=guard)
+        for station in pools:
+            await _opened(station)
         if whole:
             await pools.start()
             await groups.settle()
             node.start()
-        else:
-            for station in pools:
-                await station.open()
         try:
             yield cls(
                 area=area,

@@ -67,7 +67,9 @@ DOCUMENTED = {
     "NodeExpandVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE},
     "WipeVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION},
     "ShrinkVolume": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE},
-    "RestoreDeleted": {Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED},
+    "RestoreDeleted": {
+        *(Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED),
+    },
 }
 """CSI, the "Errors" of each RPC; for the last three ``moorage.proto``."""
 

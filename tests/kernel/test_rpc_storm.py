@@ -145,7 +145,8 @@ class Caller:
             volume_content_source=content,
         )
         began = self.model.tick()
-        refusals = {Code.RESOURCE_EXHAUSTED, *([Code.NOT_FOUND] if source else [])}
+        # Until the call is answered a source may be gone, and its name that of a volume of another kind.
+        refusals = {Code.RESOURCE_EXHAUSTED, *([Code.NOT_FOUND, Code.INVALID_ARGUMENT] if source else [])}
         held = self.held_by(source, began)
         with self.model.expecting(name, held):
             answer = await self.insist(self.controller.CreateVolume, request, *refusals)

@@ -86,7 +86,7 @@ class VolumesServicer:
 
     def RestoreDeleted(self, request, context):
         """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
-        NOT_FOUND: nothing of that id can be had back. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+        NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
         FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

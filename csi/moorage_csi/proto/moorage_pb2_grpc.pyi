@@ -45,7 +45,7 @@ class VolumesStub:
     """Lists what was deleted on this node and can be had back, in all open pools."""
     RestoreDeleted: _grpc.UnaryUnaryMultiCallable[_moorage_pb2.RestoreDeletedRequest, _moorage_pb2.RestoreDeletedResponse]
     """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
-    NOT_FOUND: nothing of that id can be had back. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+    NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
     FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
     """
 
@@ -66,7 +66,7 @@ class VolumesAsyncStub(VolumesStub):
     """Lists what was deleted on this node and can be had back, in all open pools."""
     RestoreDeleted: _aio.UnaryUnaryMultiCallable[_moorage_pb2.RestoreDeletedRequest, _moorage_pb2.RestoreDeletedResponse]  # type: ignore[assignment]
     """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
-    NOT_FOUND: nothing of that id can be had back. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+    NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
     FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
     """
 
@@ -108,7 +108,7 @@ class VolumesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_moorage_pb2.RestoreDeletedResponse, _abc.Awaitable[_moorage_pb2.RestoreDeletedResponse]]:
         """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
-        NOT_FOUND: nothing of that id can be had back. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+        NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
         FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
         """
 
