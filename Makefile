@@ -3,15 +3,16 @@
 export CLUSTER ?= embedded
 export IMAGE ?=
 VECTORS ?=
+SELECT ?=
 PYTHON ?= python3
 BIN := .venv/bin
 HARNESS := $(BIN)/python -m tests.harness
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test unit check update stubs manifests locks vectors sanity bench image clean
+.PHONY: help setup demo down test unit kernel kernel-vm check update stubs manifests locks vectors sanity bench image clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## system packages (as root), the virtualenv, the Go-built programs
 	@$(PYTHON) -m tests.harness.setup
@@ -27,6 +28,12 @@ test: setup ## every test: unit, API server, kernel, csi-sanity, cluster
 
 unit: setup ## the tests that need neither root nor a cluster
 	@$(HARNESS) test unit
+
+kernel: setup ## the tests of mounts, loop devices and filesystems in this machine's kernel, as root
+	@$(HARNESS) test kernel
+
+kernel-vm: setup ## the same in a Debian kernel under qemu, with project quotas; SELECT="-k quotas" for some of them
+	@$(HARNESS) kernel-vm -- $(SELECT)
 
 check: setup ## linters, types, import contracts, generated files, chart
 	@$(HARNESS) check

@@ -31,6 +31,12 @@ POOLS = (
 )
 """The chart's own pool and one that is declared shared, as the examples for several nodes ask for."""
 
+IMPORTS = "/var/lib/moorage/imports"
+"""Where a node's existing directories lie that may be imported."""
+
+OFFERS = ("ephemeralVolumes.enabled=true", f"imports={{{IMPORTS}}}")
+"""What an installation has to allow."""
+
 # A change is judged by the same examples each time; every other run looks for new ones and prints how to repeat them.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
@@ -97,7 +103,7 @@ def _installed(request: pytest.FixtureRequest, *, mode: str) -> Iterator[Cluster
     image = product_image.build(progress=Silent())
     with Cluster(f"pytest-{os.getpid()}-{mode}", binder=mode == "beside", users=USERS) as started:
         started.load_images(image.archive)
-        product.install(started.kubeconfig, image=image.name, values=(*POOLS, f"binder.mode={mode}"))
+        product.install(started.kubeconfig, image=image.name, values=(*POOLS, *OFFERS, f"binder.mode={mode}"))
         yield started
         if request.session.testsfailed:
             kept = ROOT / "build" / "cluster-logs" / mode

@@ -1,4 +1,7 @@
-"""The command ``moorage-csi``: from the command line to an exit code."""
+"""The command ``moorage-csi``: from the command line to an exit code.
+
+Alone it is the driver; with a word of ``cli.COMMANDS`` before the flags it asks the driver of this node for something.
+"""
 
 import os
 
@@ -17,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from moorage_csi import logs
+from moorage_csi import cli, logs
 from moorage_csi.assembly import Driver
 from moorage_csi.host import mounts
 from moorage_csi.rpc.identity import version
@@ -65,6 +68,8 @@ async def serve(settings: Settings) -> ExitCode:
 
 def run(arguments: Sequence[str], environment: Mapping[str, str]) -> ExitCode:
     """Do what the command line says, and return how it ended."""
+    if arguments and arguments[0] in cli.COMMANDS:
+        return ExitCode(cli.run(arguments, environment, out=sys.stdout, err=sys.stderr))
     try:
         settings = load(arguments, environment)
     except SettingsError as error:
@@ -85,6 +90,7 @@ def main() -> NoReturn:
     logging.shutdown()
     with contextlib.suppress(OSError):
         sys.stderr.flush()
+        sys.stdout.flush()
     os._exit(code)
 
 

@@ -39,6 +39,12 @@ class Metadata:
     CLAIM_NAME: Final = "csi.storage.k8s.io/pvc/name"
     CLAIM_NAMESPACE: Final = "csi.storage.k8s.io/pvc/namespace"
     VOLUME_NAME: Final = "csi.storage.k8s.io/pv/name"
+    SNAPSHOT_NAME: Final = "csi.storage.k8s.io/volumesnapshot/name"
+    SNAPSHOT_NAMESPACE: Final = "csi.storage.k8s.io/volumesnapshot/namespace"
+    SNAPSHOT_CONTENT: Final = "csi.storage.k8s.io/volumesnapshotcontent/name"
+    GROUP_NAME: Final = "csi.storage.k8s.io/volumegroupsnapshot/name"
+    GROUP_NAMESPACE: Final = "csi.storage.k8s.io/volumegroupsnapshot/namespace"
+    GROUP_CONTENT: Final = "csi.storage.k8s.io/volumegroupsnapshotcontent/name"
 
 
 class Context:
@@ -55,9 +61,12 @@ class Context:
 BACKEND_AUTO: Final = "auto"
 BACKEND_IMAGE: Final = "image"
 BACKEND_DIRECTORY: Final = "directory"
-BACKENDS: Final = (BACKEND_AUTO, BACKEND_IMAGE, BACKEND_DIRECTORY)
+BACKEND_BTRFS: Final = "btrfs"
+BACKEND_LAYERED: Final = "layered"
+BACKENDS: Final = (BACKEND_AUTO, BACKEND_IMAGE, BACKEND_DIRECTORY, BACKEND_BTRFS, BACKEND_LAYERED)
 
 FILESYSTEMS: Final = ("ext4", "xfs")
+"""What is made in an image; the others may be asked for where the pool's own is that."""
 
 QUOTA_REQUIRED: Final = "required"
 QUOTA_BEST_EFFORT: Final = "best-effort"

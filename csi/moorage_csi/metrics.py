@@ -1,19 +1,37 @@
 """What the program counts, in a registry of its own.
 
 The names are a contract with people's dashboards: ``moorage_csi_*`` for calls, ``moorage_pool_*`` for
-room, ``process_*`` as every Prometheus client has them. No label takes a value that a caller can make up.
+room, ``moorage_volume_*`` for volumes, ``process_*`` as every Prometheus client has them. No label takes a value that
+a caller can make up without making a volume.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
 _SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120)
+
+
+_VOLUME_LABELS: Final = ("volume", "pool", "persistentvolume", "namespace", "persistentvolumeclaim")
+"""Of a volume; the last three as the kubelet's own volume metrics have them, empty where nobody said them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeFigures:
+    """One volume at one moment, in bytes: its size, and what it takes of the pool, ``None`` where that is not counted."""
+
+    volume: str
+    persistent_volume: str
+    namespace: str
+    claim: str
+    size: int
+    allocated: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +48,33 @@ class PoolFigures:
     available: int | None = None
     promised: int | None = None
     volumes: int | None = None
+    snapshots: int | None = None
     trash: int | None = None
     problems: int | None = None
+    each: tuple[VolumeFigures, ...] = ()
+
+
+class _Volumes:
+    """Of every volume what was shown last; one that is gone is gone from here too."""
+
+    def __init__(self) -> None:
+        self.pools: tuple[PoolFigures, ...] = ()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        sizes = GaugeMetricFamily("moorage_volume_size_bytes", "The volume's size.", labels=_VOLUME_LABELS)
+        allocated = GaugeMetricFamily(
+            "moorage_volume_allocated_bytes",
+            "What the volume takes of its pool, by its quota or its file; absent where that is not counted.",
+            labels=_VOLUME_LABELS,
+        )
+        for pool in self.pools:
+            for one in pool.each:
+                labels = (one.volume, pool.name, one.persistent_volume, one.namespace, one.claim)
+                sizes.add_metric(labels, one.size)
+                if one.allocated is not None:
+                    allocated.add_metric(labels, one.allocated)
+        yield sizes
+        yield allocated
 
 
 class Metrics:
@@ -66,12 +109,15 @@ class Metrics:
             for key, name, meaning in (
                 ("capacity", "capacity_bytes", "What the pool's filesystem holds."),
                 ("available", "available_bytes", "What can still be promised to new volumes."),
-                ("promised", "promised_bytes", "The sum of the sizes of all volumes."),
+                ("promised", "promised_bytes", "What all volumes may take, and what all snapshots hold."),
                 ("volumes", "volumes", "Volumes in the pool."),
+                ("snapshots", "snapshots", "Snapshots in the pool."),
                 ("trash", "trash", "Deleted volumes whose data is still being removed."),
                 ("problems", "problems", "Folders that were found and left alone, because they cannot be trusted."),
             )
         }
+        self._volumes = _Volumes()
+        self._registry.register(self._volumes)
 
     def began(self, method: str) -> None:
         """Count a call that has begun."""
@@ -85,7 +131,8 @@ class Metrics:
 
     def show(self, figures: Iterable[PoolFigures]) -> None:
         """Take over the pools' figures; one that is unknown is not shown, rather than shown as it once was."""
-        for pool in figures:
+        self._volumes.pools = shown = tuple(figures)
+        for pool in shown:
             self._pool_up.labels(pool.name).set(0 if pool.capacity is None else 1)
             if pool.backend:
                 self._pool_backend.labels(pool.name, pool.backend, pool.reason).set(1)

@@ -1,9 +1,9 @@
 """The program put together: what is served where, from the first socket to the last answer.
 
-    unix socket      Identity, Controller, Volumes, Node    the kubelet, and sidecars that people have
-    TCP, mutual TLS  Identity, Controller, Volumes          the operator, and nobody else
-    registration     Registration                           the kubelet
-    pages            /metrics /healthz /readyz              Prometheus and the kubelet's probes
+    unix socket      Identity, Controller, GroupController, Volumes, Node    the kubelet, and sidecars that people have
+    TCP, mutual TLS  Identity, Controller, GroupController, Volumes          the operator, and nobody else
+    registration     Registration                                            the kubelet
+    pages            /metrics /healthz /readyz                               Prometheus and the kubelet's probes
 
 The unix socket does not wait for certificates, and nothing waits for the kubelet. Stopping ends
 listening, waits for what is being answered and for the work behind it, and touches no volume: what is
@@ -63,6 +63,10 @@ class Services(Protocol):
     @property
     def controller(self) -> csi_pb2_grpc.ControllerServicer:
         """The Controller service."""
+
+    @property
+    def groups(self) -> csi_pb2_grpc.GroupControllerServicer:
+        """The GroupController service."""
 
     @property
     def volumes(self) -> moorage_pb2_grpc.VolumesServicer:
@@ -199,6 +203,7 @@ class Program:
     def _assemble_remote(self, server: grpc.aio.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(self._identity, server)
         csi_pb2_grpc.add_ControllerServicer_to_server(self._services.controller, server)
+        csi_pb2_grpc.add_GroupControllerServicer_to_server(self._services.groups, server)
         moorage_pb2_grpc.add_VolumesServicer_to_server(self._services.volumes, server)
 
     async def _metrics_page(self) -> Page:

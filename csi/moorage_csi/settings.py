@@ -21,7 +21,10 @@ _ENVIRONMENT_PREFIX: Final = "MOORAGE_"
 _POOL_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _PERCENT: Final = re.compile(r"(?P<number>[0-9]{1,3}(?:\.[0-9]{1,6})?)%", re.ASCII)
 _NODE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
-_POOL_KEYS: Final = ("name", "path", "reserve", "overcommit", "shared")
+_POOL_KEYS: Final = ("name", "path", "reserve", "overcommit", "shared", "trashRetention", "archiveRetention")
+_DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>[smhd])")
+_COUNT: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path: sun_path has 108 with the ending NUL."""
 
@@ -46,7 +49,10 @@ class Address:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that the program is told. ``None`` where something is switched off."""
+    """Everything that the program is told. ``None`` where something is switched off.
+
+    ``imports`` are the directories in which lies what may be imported; ``max_volumes`` 0 is no limit.
+    """
 
     endpoint: Path
     listen: Address | None
@@ -55,6 +61,8 @@ class Settings:
     kubelet_endpoint: str
     node_name: str
     pools: tuple[PoolSettings, ...]
+    imports: tuple[str, ...] = ()
+    max_volumes: int = 0
     metrics_listen: Address | None
     kubelet_dir: Path
     log_level: str
@@ -87,7 +95,12 @@ _FLAGS: Final = (
         "path of the endpoint as the kubelet sees it",
     ),
     ("node-name", "", "name of this Kubernetes node; needed"),
-    ("pools-file", "/etc/moorage/pools.json", "JSON file that lists the pools; the first is the default pool"),
+    (
+        "pools-file",
+        "/etc/moorage/pools.json",
+        "JSON file that lists the pools, of which the first is the default, and what may be imported",
+    ),
+    ("max-volumes", "0", "how many volumes the scheduler may put on this node; 0: no limit"),
     ("metrics-listen", "0.0.0.0:9741", "address of /metrics, /healthz and /readyz; empty: none"),
     ("kubelet-dir", "/var/lib/kubelet", "the kubelet's root directory; volumes are published beneath it only"),
     ("log-level", "info", "one of " + ", ".join(_LOG_LEVELS)),
@@ -108,6 +121,10 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         key = name.replace("-", "_")
         flag = given[key]
         texts[name] = flag if flag is not None else environment.get(_ENVIRONMENT_PREFIX + key.upper(), default)
+    kubelet_dir = _absolute("kubelet-dir", texts["kubelet-dir"])
+    file = Path(texts["pools-file"])
+    document = _document(file)
+    pools = _pools(document, file)
     return Settings(
         endpoint=_socket_path("endpoint", texts["endpoint"]),
         listen=_address("listen", texts["listen"]),
@@ -117,9 +134,11 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         else None,
         kubelet_endpoint=str(_absolute("kubelet-endpoint", texts["kubelet-endpoint"])),
         node_name=_node_name(texts["node-name"]),
-        pools=read_pools(Path(texts["pools-file"])),
+        pools=pools,
+        imports=_imports(document, pools, kubelet_dir, file),
+        max_volumes=_count("max-volumes", texts["max-volumes"]),
         metrics_listen=_address("metrics-listen", texts["metrics-listen"]),
-        kubelet_dir=_absolute("kubelet-dir", texts["kubelet-dir"]),
+        kubelet_dir=kubelet_dir,
         log_level=_word("log-level", texts["log-level"], _LOG_LEVELS),
         log_format=_word("log-format", texts["log-format"], _LOG_FORMATS),
     )
@@ -129,6 +148,12 @@ def _word(flag: str, text: str, allowed: Sequence[str]) -> str:
     if text not in allowed:
         raise SettingsError(f"--{flag} {text!r} is unknown; allowed are {', '.join(allowed)}")
     return text
+
+
+def _count(flag: str, text: str) -> int:
+    if _COUNT.fullmatch(text) is None:
+        raise SettingsError(f"--{flag} {text!r} is not a number from 0")
+    return int(text)
 
 
 def _absolute(flag: str, text: str) -> Path:
@@ -184,19 +209,34 @@ def _node_name(text: str) -> str:
 
 
 def read_pools(path: Path) -> tuple[PoolSettings, ...]:
-    """Read the pools file.
+    """Read the pools of the pools file.
 
     Raises:
         SettingsError: it cannot be read, is not JSON of the shape we know, or contradicts itself.
     """
+    return _pools(_document(path), path)
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
         raise SettingsError(f"the pools file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise SettingsError(f"the pools file {path} is not JSON: {error}") from error
-    if not isinstance(document, dict) or set(document) != {"pools"} or not isinstance(document["pools"], list):
-        raise SettingsError(f'the pools file {path} must hold {{"pools": [...]}} and nothing else')
+    shape = {"pools": list, "imports": list}
+    if (
+        not isinstance(document, dict)
+        or "pools" not in document
+        or any(not isinstance(value, shape.get(key, ())) for key, value in document.items())
+    ):
+        raise SettingsError(
+            f'the pools file {path} must hold {{"pools": [...]}}, with or without "imports": [...], and nothing else'
+        )
+    return document
+
+
+def _pools(document: Mapping[str, Any], path: Path) -> tuple[PoolSettings, ...]:
     if not document["pools"]:
         raise SettingsError(f"the pools file {path} names no pool; at least one is needed")
     pools = tuple(_pool(entry, f"{path}: pools[{index}]") for index, entry in enumerate(document["pools"]))
@@ -231,7 +271,16 @@ def _pool(entry: Any, place: str) -> PoolSettings:
         reserve_percent=reserve_percent,
         overcommit=float(overcommit),
         shared=shared,
+        trash_retention=_seconds(entry.get("trashRetention", "0s"), f"{place}.trashRetention"),
+        archive_retention=_seconds(entry.get("archiveRetention", "0s"), f"{place}.archiveRetention") or None,
     )
+
+
+def _seconds(value: Any, place: str) -> float:
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise SettingsError(f"{place} {value!r} must be a time like '30m', '24h' or '7d'")
+    return float(int(match["number"]) * _UNITS[match["unit"]])
 
 
 def _reserve(value: Any, place: str) -> tuple[int, float]:
@@ -266,3 +315,24 @@ def _contradictions(pools: Sequence[PoolSettings], file: Path) -> None:
                     f"{file}: the pools {pool.name!r} and {other.name!r} overlap: {one} and {two}; "
                     "each needs a directory of its own"
                 )
+
+
+def _imports(
+    document: Mapping[str, Any], pools: Sequence[PoolSettings], kubelet_dir: Path, file: Path
+) -> tuple[str, ...]:
+    """Return the directories in which lies what may be imported: never a pool, nor what the kubelet has."""
+    found: list[str] = []
+    taken = {f"pool {pool.name!r}": pool.path for pool in pools} | {"the kubelet's directory": str(kubelet_dir)}
+    for index, text in enumerate(document.get("imports", [])):
+        place = f"{file}: imports[{index}]"
+        if not isinstance(text, str) or (reason := _unusable(text)) is not None:
+            raise SettingsError(f"{place} {text!r} {reason if isinstance(text, str) else 'is not an absolute path'}")
+        path = PurePosixPath(_normal(text))
+        for owner, other in taken.items():
+            if path.is_relative_to(other) or PurePosixPath(other).is_relative_to(path):
+                raise SettingsError(
+                    f"{place} {text!r} overlaps with {owner} ({other}): what lies there is not to be imported; name the "
+                    "directories that are"
+                )
+        found.append(str(path))
+    return tuple(dict.fromkeys(found))

@@ -1,11 +1,9 @@
 """Resident memory of our two programs, as the kernel counts it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.cluster.kube import Kube
-
-KIB = 1024
+from tests.harness.weight import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +20,6 @@ def measure(kube: Kube) -> list[Memory]:
     found = []
     for program in ("moorage-operator", "moorage-csi"):
         for process in kube.product_processes(program):
-            status = Path(f"/proc/{process.identity.pid}/status").read_text()
-            figures = dict(line.split(":", 1) for line in status.splitlines())
-            found.append(
-                Memory(
-                    program=program,
-                    resident=int(figures["VmRSS"].split()[0]) * KIB,
-                    anonymous=int(figures["RssAnon"].split()[0]) * KIB,
-                )
-            )
+            weight = Weight.of(process.identity.pid)
+            found.append(Memory(program=program, resident=weight.resident, anonymous=weight.anonymous))
     return found

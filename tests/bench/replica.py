@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from tests.harness.weight import Weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,28 +29,10 @@ NAMESPACE = "bench-operator"
 LOOK_SECONDS = 0.02
 LIKE_THE_IMAGE = "import sys\n\nsys.modules['kubernetes'] = None\n"
 """kopf imports that library wherever it finds it; tests have it, the image has not."""
-KIB = 1024
 
 
 class EndedError(Exception):
     """The operator has ended, or is not ready in time; with the end of its log."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """What the kernel says of one process, in bytes: resident now, resident at most so far, and its own alone."""
-
-    resident: int
-    peak: int
-    anonymous: int
-
-    @classmethod
-    def of(cls, pid: int) -> Self:
-        """Weigh a process."""
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        figures = dict(line.split(":", 1) for line in lines)
-        resident, peak, anonymous = (int(figures[key].split()[0]) * KIB for key in ("VmRSS", "VmHWM", "RssAnon"))
-        return cls(resident=resident, peak=peak, anonymous=anonymous)
 
 
 class Replica:

@@ -8,7 +8,17 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.harness import checks, controlplane, demo, product_image, suites, targets, watching
+from tests.harness import (
+    checks,
+    controlplane,
+    demo,
+    kernel_suite,
+    product_image,
+    suites,
+    targets,
+    virtual_machine,
+    watching,
+)
 from tests.harness.cluster import Cluster, every_name
 from tests.harness.controlplane import ControlPlane
 from tests.harness.errors import HarnessError
@@ -66,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test", help="run the suites")
     test.add_argument("suite", nargs="*")
     test.set_defaults(run=lambda arguments, progress: suites.run(arguments.suite, progress=progress))
+    kernel_vm = commands.add_parser("kernel-vm", help="run the kernel suite in a Debian kernel in a virtual machine")
+    kernel_vm.add_argument("pytest", nargs="*", help="after `--`: further arguments of pytest, as in `-- -k quotas`")
+    kernel_vm.add_argument(
+        "--disk", choices=list(virtual_machine.DISKS), default="ext4", help="what is made on its disk"
+    )
+    kernel_vm.set_defaults(run=_run_kernel_vm)
     check = commands.add_parser("check", help="run the static checks")
     check.set_defaults(run=lambda _, progress: checks.run_all(progress=progress))
     generate = commands.add_parser("generate", help="write generated files anew")
@@ -136,6 +152,11 @@ def _run_watch(arguments: argparse.Namespace, progress: Progress) -> int:
 
 def _run_demo(arguments: argparse.Namespace, progress: Progress) -> int:
     return demo.run(cluster=arguments.cluster, image=arguments.image, progress=progress)
+
+
+def _run_kernel_vm(arguments: argparse.Namespace, progress: Progress) -> int:
+    disk = virtual_machine.DISKS[arguments.disk]
+    return kernel_suite.run_in_virtual_machine(arguments.pytest, disk=disk, progress=progress)
 
 
 def _run_generate(arguments: argparse.Namespace, progress: Progress) -> int:

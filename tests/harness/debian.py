@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from tests.harness.errors import CommandError, MissingError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from tests.harness.progress import Progress
 
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,11 +35,19 @@ PROGRAMS = {
     "debootstrap": "debootstrap",
 }
 """The Debian package of each program."""
+VIRTUAL_MACHINE = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "modprobe": "kmod",
+    "mkfs.vfat": "dosfstools",
+    "cryptsetup": "cryptsetup-bin",
+    **{name: PROGRAMS[name] for name in ("setpriv", "mount", "ip", "busybox", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs")},
+}
+"""The same for a kernel in a virtual machine and all of its tests, which only those install who start one."""
 
 
 def missing_packages() -> list[str]:
     """Return the Debian packages whose programs this machine lacks."""
-    lacking = [package for name, package in PROGRAMS.items() if shutil.which(name, path=SEARCHED) is None]
+    lacking = _packages_of_missing(PROGRAMS)
     if not Path("/usr/lib/cni/bridge").exists():
         lacking.append("containernetworking-plugins")
     if importlib.util.find_spec("ensurepip") is None:
@@ -52,7 +62,34 @@ def install(*, progress: Progress) -> None:
         MissingError: it cannot be installed from here; the text names the packages and the command.
         CommandError: apt failed.
     """
-    packages = missing_packages()
+    _install(missing_packages(), progress=progress)
+
+
+def install_for_virtual_machine(*, progress: Progress) -> None:
+    """Install what of a virtual machine's needs is missing, with apt as root.
+
+    Raises:
+        MissingError: it cannot be installed from here; the text names the packages and the command.
+        CommandError: apt failed.
+    """
+    _install(sorted(set(_packages_of_missing(VIRTUAL_MACHINE))), progress=progress)
+
+
+def update_index() -> None:
+    """Let apt learn of new versions, where we may.
+
+    Raises:
+        CommandError: apt failed.
+    """
+    if os.geteuid() == 0 and shutil.which("apt-get") is not None:
+        _apt(["update", "-q"])
+
+
+def _packages_of_missing(programs: Mapping[str, str]) -> list[str]:
+    return [package for name, package in programs.items() if shutil.which(name, path=SEARCHED) is None]
+
+
+def _install(packages: Sequence[str], *, progress: Progress) -> None:
     if not packages:
         progress.say("system packages: all there")
         return

@@ -1,5 +1,6 @@
 """What the tests ask of the machine below the code under test."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from moorage_csi.host.mountinfo import parse_mountinfo
 
 
 def tool(
@@ -42,6 +45,27 @@ def opened(path: Path, flags: int = os.O_PATH | os.O_DIRECTORY) -> Iterator[int]
         os.close(fd)
 
 
+_CAP_SYS_RESOURCE = 24
+_CAPABILITY_VERSION = 0x20080522
+
+
+@contextmanager
+def held_by_quotas() -> Iterator[None]:
+    """Take CAP_SYS_RESOURCE from this thread for a block: who has it, as no pod does, may pass the quotas of ext4."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    before = sets[0]
+    sets[0] = before & ~(1 << _CAP_SYS_RESOURCE)
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        sets[0] = before
+        assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+
+
 def sparse(path: Path, size: int) -> Path:
     """A file of this size that holds nothing."""
     with path.open("wb") as file:
@@ -52,6 +76,15 @@ def sparse(path: Path, size: int) -> Path:
 def names(path: Path) -> list[str]:
     """The entries of a directory, sorted."""
     return sorted(entry.name for entry in path.iterdir())
+
+
+def place_in_filesystem(path: Path) -> str:
+    """The path as mountinfo tells the root of a bind mount of it: from the root of the filesystem that it lies on."""
+    seen = parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+    above = [mount for mount in seen if path.is_relative_to(mount.target)]
+    # Of mounts that hide each other the last one is seen.
+    nearest = max(enumerate(above), key=lambda numbered: (len(numbered[1].target), numbered[0]))[1]
+    return str(Path(nearest.root) / path.relative_to(nearest.target))
 
 
 def descriptors() -> list[str]:

@@ -18,6 +18,7 @@ from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.proto import csi_pb2_grpc
 from moorage_csi.rpc.controller import Controller
 from moorage_csi.rpc.edge import Edge
+from moorage_csi.rpc.groups import GroupController
 from moorage_csi.rpc.guard import Guard
 from moorage_csi.rpc.node import Node
 from moorage_csi.rpc.pools import Pools
@@ -30,6 +31,8 @@ NODE = "node-1"
 Modes = csi.VolumeCapability.AccessMode
 
 DIRECTORY = {"backend": "directory", "quota": "best-effort"}
+IMAGE = {"backend": "image"}
+"""What is made where a test asks for nothing else, whatever ``auto`` means on the disk below it."""
 
 
 class _Unmetered:
@@ -44,11 +47,14 @@ def capability(
     mode: "csi.VolumeCapability.AccessMode.Mode.ValueType" = Modes.SINGLE_NODE_WRITER,
     filesystem: str = "",
     flags: Sequence[str] = (),
+    group: int | str | None = None,
 ) -> csi.VolumeCapability:
     access_mode = Modes(mode=mode)
     if block:
         return csi.VolumeCapability(block=csi.VolumeCapability.BlockVolume(), access_mode=access_mode)
-    mount = csi.VolumeCapability.MountVolume(fs_type=filesystem, mount_flags=flags)
+    mount = csi.VolumeCapability.MountVolume(
+        fs_type=filesystem, mount_flags=flags, volume_mount_group="" if group is None else str(group)
+    )
     return csi.VolumeCapability(mount=mount, access_mode=access_mode)
 
 
@@ -57,6 +63,7 @@ class Driver:
     """A running driver and a client's view of it."""
 
     controller: "csi_pb2_grpc.ControllerAsyncStub"
+    groups: "csi_pb2_grpc.GroupControllerAsyncStub"
     node: "csi_pb2_grpc.NodeAsyncStub"
     pools: Pools
     guard: Guard
@@ -76,7 +83,7 @@ class Driver:
                 name=name,
                 capacity_range=csi.CapacityRange(required_bytes=size),
                 volume_capabilities=[wanted or capability()],
-                parameters=parameters or {},
+                parameters=parameters or IMAGE,
             )
         )
         return response.volume
@@ -91,6 +98,7 @@ class Driver:
         *,
         readonly: bool = False,
         wanted: csi.VolumeCapability | None = None,
+        context: Mapping[str, str] | None = None,
     ) -> None:
         await self.node.NodePublishVolume(
             csi.NodePublishVolumeRequest(
@@ -98,6 +106,7 @@ class Driver:
                 target_path=str(target),
                 volume_capability=wanted or capability(),
                 readonly=readonly,
+                volume_context=context or {},
             )
         )
 
@@ -160,7 +169,12 @@ def mounted_below(path: Path) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def running(
-    area: Path, settings: Sequence[PoolSettings] | None = None, *, node: str = NODE
+    area: Path,
+    settings: Sequence[PoolSettings] | None = None,
+    *,
+    node: str = NODE,
+    importable: Sequence[str] = (),
+    max_volumes: int = 0,
 ) -> AsyncIterator[Driver]:
     """A driver on ``area``; started again on the same area it finds what the first one left."""
     # As in production: a line that cannot be written must fail a test, not the first user's call.
@@ -173,9 +187,19 @@ async def running(
     guard = Guard()
     server = grpc.aio.server(interceptors=[Edge(meter=_Unmetered(), clock=time.monotonic, requests=itertools.count(1))])
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(pools=pools, node_name=node, guard=guard), server)
-    csi_pb2_grpc.add_NodeServicer_to_server(
-        Node(pools=pools, node_name=node, kubelet_dir=str(kubelet), guard=guard), server
+    groups = GroupController(pools=pools, node_name=node, guard=guard)
+    await groups.settle()
+    csi_pb2_grpc.add_GroupControllerServicer_to_server(groups, server)
+    node_service = Node(
+        pools=pools,
+        node_name=node,
+        kubelet_dir=str(kubelet),
+        guard=guard,
+        importable=importable,
+        max_volumes=max_volumes,
     )
+    node_service.start()
+    csi_pb2_grpc.add_NodeServicer_to_server(node_service, server)
     address = f"unix:{area}/csi.sock"
     server.add_insecure_port(address)
     await server.start()
@@ -183,6 +207,7 @@ async def running(
     try:
         yield Driver(
             controller=csi_pb2_grpc.ControllerStub(channel),
+            groups=csi_pb2_grpc.GroupControllerStub(channel),
             node=csi_pb2_grpc.NodeStub(channel),
             pools=pools,
             guard=guard,
@@ -193,6 +218,8 @@ async def running(
         await channel.close()
         await server.stop(grace=None)
         assert await guard.drain(20)
+        await node_service.close()
+        groups.close()
         await pools.close()
         for station in pools:
             station.release()

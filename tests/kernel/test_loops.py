@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moorage_csi.host import loops, mounts
-from tests.kernel.machine import mounted, opened, sparse, tool
+from tests.kernel.machine import descriptors, mounted, opened, sparse, tool
 
 pytestmark = pytest.mark.kernel
 
@@ -194,6 +194,18 @@ def test_a_filesystem_without_direct_io_still_works(area: Path) -> None:
             os.close(fd)
             assert not loop.status.direct_io
             assert capacity(loop) == SIZE
+
+
+def test_a_device_that_cannot_be_looked_at_is_not_kept_open(backing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with loops.attach(backing_fd=backing, name="x") as loop:
+        before = descriptors()
+        monkeypatch.setattr(loops, "_status", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            loops.hold(loop.status)
+        assert descriptors() == before
 
 
 def test_the_capacity_follows_the_file(image: Path, backing: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from moorage_csi.host import loops, mounts, paths
 from moorage_csi.host.mounts import MountAttributes, MountFlag
-from tests.kernel.machine import descriptors, names, opened, sparse, tool
+from tests.kernel.machine import descriptors, names, opened, place_in_filesystem, sparse, tool
 
 pytestmark = pytest.mark.kernel
 
@@ -239,7 +239,6 @@ def test_a_filesystem_is_mounted_with_its_attributes(image: loops.Loop, target: 
     assert mount.filesystem == "ext4"
     assert mount.options >= {"noatime", "nodev"}
     assert "errors=remount-ro" in mount.filesystem_options
-    assert [one.mount_id for one in mounts.mounts_of_device(mount.major, mount.minor)] == [mount.mount_id]
     (target / "file").touch()
 
 
@@ -256,16 +255,6 @@ def test_one_device_is_writable_here_and_read_only_there(image: loops.Loop, targ
         assert caught.value.errno == errno.EROFS
     finally:
         mounts.unmount(str(area / "second"))
-
-
-def test_a_device_that_cannot_be_written_is_mounted_read_only(image: loops.Loop, target: Path, area: Path) -> None:
-    with opened(area / "image", os.O_RDONLY) as backing:
-        with loops.attach(backing_fd=backing, name="ro", read_only=True) as loop, opened(target) as fd:
-            with pytest.raises(OSError, match="options: none"):
-                mounts.filesystem_mount(device=loop.path, filesystem="ext4", target_fd=fd)
-            mounts.filesystem_mount(device=loop.path, filesystem="ext4", target_fd=fd, read_only_superblock=True)
-        assert (target / "lost+found").is_dir()
-        mounts.unmount(str(target))
 
 
 def test_a_refused_option_is_told_in_the_kernels_words(image: loops.Loop, target: Path) -> None:
@@ -298,7 +287,7 @@ def test_a_mount_point_is_told_from_what_lies_in_a_mount(source: Path, target: P
     bind(source, target)
     mount = mounts.mount_at(str(target))
     assert mount is not None
-    assert (mount.target, mount.root) == (str(target), str(source))
+    assert (mount.target, mount.root) == (str(target), place_in_filesystem(source))
     assert mounts.mount_at(str(target / "sub")) is None
     assert mounts.mount_at(str(target / "absent")) is None
     for path, expected in ((target, mount.mount_id), (target / "sub", None)):
@@ -313,7 +302,7 @@ def test_the_topmost_of_stacked_mounts_is_seen(source: Path, target: Path, area:
     bind(area / "upper", target)
     mount = mounts.mount_at(str(target))
     assert mount is not None
-    assert mount.root == str(area / "upper")
+    assert mount.root == place_in_filesystem(area / "upper")
 
 
 def test_propagation_is_seen_where_it_is_and_missed_where_it_is_not(
@@ -353,18 +342,6 @@ def test_a_bind_mount_below_a_shared_mount_reaches_the_other_namespace(
         print(other.communicate(b"go\\n")[0].decode().strip())
     """
     assert in_namespace(script, area) == "data"
-
-
-@pytest.mark.parametrize(
-    "number", [errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EACCES, errno.EHOSTDOWN, errno.ENODEV]
-)
-def test_a_dead_mount_is_known_by_its_error(number: int) -> None:
-    assert mounts.is_dead(OSError(number, ""))
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOENT, ""), OSError(errno.EBUSY, ""), ValueError(errno.EIO)])
-def test_other_errors_are_not_death(error: Exception) -> None:
-    assert not mounts.is_dead(error)
 
 
 # Options.

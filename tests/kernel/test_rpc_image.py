@@ -181,7 +181,7 @@ async def test_mount_flags_reach_the_mount_and_the_filesystem(driver: Driver) ->
 async def test_a_failed_mount_leaves_no_device_and_no_mount(driver: Driver) -> None:
     volume = (await driver.create()).volume_id
     target = driver.target("one")
-    with refused(grpc.StatusCode.UNAVAILABLE, "no-such-option"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "no-such-option"):
         await driver.publish(volume, target, wanted=capability(flags=["no-such-option"]))
     await detached(driver.volume_folder(volume) / "image")
     assert mounted_below(driver.kubelet) == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import grpc
@@ -196,16 +197,25 @@ async def test_one_call_at_a_time_with_create_publish_and_delete(driver: Driver)
     assert set(codes) <= {grpc.StatusCode.ABORTED, grpc.StatusCode.NOT_FOUND}
 
 
-async def test_a_wipe_whose_caller_gave_up_ends_all_the_same(driver: Driver) -> None:
+async def test_a_wipe_whose_caller_gave_up_ends_all_the_same(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = (await driver.create()).volume_id
     await _written(driver, volume, SECRET)
+    real, begun, may_end = filesystems.make, threading.Event(), threading.Event()
+
+    async def slow(**arguments: object) -> None:
+        begun.set()
+        may_end.wait(20)
+        await real(**arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(filesystems, "make", slow)
     async with wiping(driver) as wipe:
-        with refused(grpc.StatusCode.DEADLINE_EXCEEDED):
-            await wipe.volumes.WipeVolume(
-                moorage_pb2.WipeVolumeRequest(volume_id=volume, released_uid="uid-1"), timeout=0.005
-            )
+        call = wipe.volumes.WipeVolume(moorage_pb2.WipeVolumeRequest(volume_id=volume, released_uid="uid-1"))
+        assert await asyncio.to_thread(begun.wait, 20)
+        call.cancel()
+        may_end.set()
         assert await driver.guard.drain(20)
-        await wipe(volume)
+        record = record_of(driver, volume)
+        assert (record["state"], record["wipedFor"]) == ("ready", ["uid-1"])
     assert await _read(driver, volume) == {}
 
 

@@ -7,10 +7,14 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from moorage_csi.rpc import station as stations
-from tests.kernel.rpc_driver import DIRECTORY, Driver, running
+from moorage_csi.rpc.wiping import Wiper
+from moorage_csi.volumes.ids import VolumeId
+from moorage_csi.volumes.pool import PoolSettings
+from tests.kernel.rpc_driver import DIRECTORY, NODE, Driver, refused, running
 
 pytestmark = pytest.mark.kernel
 
@@ -76,3 +80,46 @@ async def test_what_others_put_into_the_trash_folder_stays(driver: Driver) -> No
     with pytest.raises(AssertionError, match="not-ours"):
         await driver.emptied(within=1)
     assert [path.name for path in (driver.pool / "trash").iterdir()] == ["not-ours"]
+
+
+@pytest.mark.parametrize("parameters", [DIRECTORY, {}], ids=["directory", "image"])
+async def test_what_was_deleted_by_mistake_is_had_back_with_its_data(area: Path, parameters: dict[str, str]) -> None:
+    settings = [PoolSettings(name="default", path=str(area / "pool"), trash_retention=3600)]
+    async with running(area, settings) as driver:
+        volume = (await driver.create(parameters=parameters)).volume_id
+        target = driver.target("pod")
+        await driver.publish(volume, target)
+        (target / "file").write_text("precious")
+        await driver.unpublish(volume, target)
+        await driver.delete(volume)
+        await driver.delete(volume)
+        with pytest.raises(AssertionError, match="left in the trash"):
+            await driver.emptied(within=0.3)
+        with refused(grpc.StatusCode.NOT_FOUND, volume):
+            await driver.publish(volume, target)
+    async with running(area, settings) as driver:
+        [station] = driver.pools
+        pool = station.opened().pool
+        [left] = pool.exits.restorable()
+        pool.restore(left)
+        target = driver.target("again")
+        await driver.publish(volume, target)
+        assert (target / "file").read_text() == "precious"
+        await driver.unpublish(volume, target)
+        await driver.delete(volume)
+        [left] = pool.exits.restorable()
+    # With the retention gone from the settings, what lies there goes.
+    async with running(area) as driver:
+        await driver.emptied()
+        assert driver.left() == []
+
+
+async def test_what_is_wiped_away_is_kept_for_nobody(area: Path) -> None:
+    settings = [PoolSettings(name="default", path=str(area / "pool"), trash_retention=3600)]
+    async with running(area, settings) as driver:
+        volume = (await driver.create(parameters=DIRECTORY)).volume_id
+        (driver.volume_folder(volume) / "data" / "file").write_text("the former claim's")
+        [station] = driver.pools
+        await Wiper(node_name=NODE).wipe(station, VolumeId(volume), released_uid="uid-1")
+        await driver.emptied()
+        assert list((driver.volume_folder(volume) / "data").iterdir()) == []

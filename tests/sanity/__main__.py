@@ -18,6 +18,9 @@ def main() -> int:
         return 2
     good = True
     for mode in MODES:
+        if not mode.offered:
+            sys.stdout.write(f"csi-sanity, {mode.name}: not in this release\n")
+            continue
         try:
             outcome = run(mode, suite)
         except HarnessError as error:
@@ -27,7 +30,7 @@ def main() -> int:
             continue
         sys.stdout.write(f"{outcome}\n")
         sys.stdout.flush()
-        for line in (*outcome.failed, *(f"left behind: {what}" for what in outcome.left)):
+        for line in (*outcome.failed, *(f"left behind: {what}" for what in outcome.left), *outcome.surprises):
             sys.stderr.write(f"  {line}\n")
         good = good and outcome.good
     return 0 if good else 1

@@ -14,6 +14,8 @@ pytestmark = [
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_the_driver_conforms(mode: Mode, capsys: pytest.CaptureFixture[str]) -> None:
+    if not mode.offered:
+        pytest.skip(f"this release has no backend {mode.name}")
     suite = binary()
     assert suite is not None
     outcome = run(mode, suite)
@@ -21,4 +23,5 @@ def test_the_driver_conforms(mode: Mode, capsys: pytest.CaptureFixture[str]) -> 
         print(f"\n{outcome}")  # noqa: T201 - the figure that the suite is run for
     assert outcome.failed == ()
     assert outcome.left == ()
-    assert outcome.passed > 20
+    assert outcome.surprises == ()
+    assert outcome.passed > 60

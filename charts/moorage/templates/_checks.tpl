@@ -3,6 +3,8 @@
 {{- include "moorage.checks.kubeletDir" . -}}
 {{- include "moorage.checks.lease" . -}}
 {{- include "moorage.checks.pools" . -}}
+{{- include "moorage.checks.imports" . -}}
+{{- include "moorage.checks.liveDriver" . -}}
 {{- include "moorage.checks.classes" . -}}
 {{- include "moorage.checks.liveClasses" . -}}
 {{- end }}
@@ -36,13 +38,52 @@
 {{- end -}}
 {{- end }}
 
-{{- define "moorage.checks.pools" -}}
-{{- $names := list -}}
-{{- /* Paths the node plugin's container needs for itself; a pool is mounted at its own path. */ -}}
+{{/* Paths the node plugin's container needs for itself, by what they are; pools and imports are mounted at their own path. */}}
+{{- define "moorage.checks.taken" -}}
 {{- $taken := dict "the kubelet's directory" (include "moorage.kubeletDir" .) -}}
 {{- range list "/bin" "/csi" "/dev" "/etc" "/lib" "/lib64" "/opt/moorage" "/proc" "/registration" "/run" "/sbin" "/sys" "/tls" "/usr" -}}
 {{- $_ := set $taken (printf "the system directory %s" .) . -}}
 {{- end -}}
+{{- toJson $taken -}}
+{{- end }}
+
+{{- define "moorage.checks.overlap" -}}
+{{- range $owner, $other := .taken -}}
+{{- if or (hasPrefix (printf "%s/" $other) (printf "%s/" $.path)) (hasPrefix (printf "%s/" $.path) (printf "%s/" $other)) -}}
+{{- fail (printf "%s: the path %q overlaps with %s (%s); %s" $.what $.path $owner $other $.instead) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* What is imported may not be a pool's, nor the kubelet's: the node plugin would refuse to start. */}}
+{{- define "moorage.checks.imports" -}}
+{{- $taken := include "moorage.checks.taken" . | fromJson -}}
+{{- range .Values.pools -}}
+{{- $_ := set $taken (printf "pool %s" .name) (include "moorage.poolPath" .path) -}}
+{{- end -}}
+{{- range .Values.imports -}}
+{{- include "moorage.checks.absolute" (dict "what" "imports" "path" .) -}}
+{{- $path := include "moorage.poolPath" . -}}
+{{- include "moorage.checks.overlap" (dict "what" "imports" "path" $path "taken" $taken "instead" "name the directories that have what is to be imported") -}}
+{{- $_ := set $taken (printf "import %s" $path) $path -}}
+{{- end -}}
+{{- end }}
+
+{{/* Kubernetes refuses this change half way through an upgrade; say so before anything is written. */}}
+{{- define "moorage.checks.liveDriver" -}}
+{{- $live := lookup "storage.k8s.io/v1" "CSIDriver" "" "csi.moorage.dev" -}}
+{{- if $live -}}
+{{- $was := dig "spec" "volumeLifecycleModes" list $live | toJson -}}
+{{- $wanted := include "moorage.lifecycleModes" . -}}
+{{- if ne $was $wanted -}}
+{{- fail (printf "ephemeralVolumes.enabled: %t: the CSIDriver csi.moorage.dev exists with volumeLifecycleModes %s and can never change them to %s; delete it first and upgrade then, volumes and running pods stay as they are: kubectl delete csidriver csi.moorage.dev" .Values.ephemeralVolumes.enabled $was $wanted) -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "moorage.checks.pools" -}}
+{{- $names := list -}}
+{{- $taken := include "moorage.checks.taken" . | fromJson -}}
 {{- range .Values.pools -}}
 {{- $what := printf "pools: %s" .name -}}
 {{- if has .name $names -}}
@@ -51,11 +92,7 @@
 {{- $names = append $names .name -}}
 {{- include "moorage.checks.absolute" (dict "what" $what "path" .path) -}}
 {{- $path := include "moorage.poolPath" .path -}}
-{{- range $owner, $other := $taken -}}
-{{- if or (hasPrefix (printf "%s/" $other) (printf "%s/" $path)) (hasPrefix (printf "%s/" $path) (printf "%s/" $other)) -}}
-{{- fail (printf "%s: the path %q overlaps with %s (%s); choose a folder of its own, like /var/lib/moorage/default" $what $path $owner $other) -}}
-{{- end -}}
-{{- end -}}
+{{- include "moorage.checks.overlap" (dict "what" $what "path" $path "taken" $taken "instead" "choose a folder of its own, like /var/lib/moorage/default") -}}
 {{- $_ := set $taken (printf "pool %s" .name) $path -}}
 {{- end -}}
 {{- end }}

@@ -50,9 +50,20 @@ imagePullSecrets:
   "path" (include "moorage.poolPath" .path)
   "reserve" (.reserve | default "0")
   "overcommit" (.overcommit | default 1.0)
-  "shared" (.shared | default false)) -}}
+  "shared" (.shared | default false)
+  "trashRetention" (.trashRetention | default "0s")
+  "archiveRetention" (.archiveRetention | default "0s")) -}}
 {{- end -}}
-{{- dict "pools" $pools | toPrettyJson -}}
+{{- $imports := list -}}
+{{- range .Values.imports -}}
+{{- $imports = append $imports (include "moorage.poolPath" .) -}}
+{{- end -}}
+{{- dict "imports" $imports "pools" $pools | toPrettyJson -}}
+{{- end }}
+
+{{/* Kinds of volumes that the kubelet takes from the driver, as the CSIDriver has them. */}}
+{{- define "moorage.lifecycleModes" -}}
+{{- ternary (list "Persistent" "Ephemeral") (list "Persistent") .Values.ephemeralVolumes.enabled | toJson -}}
 {{- end }}
 
 {{- define "moorage.poolPath" -}}

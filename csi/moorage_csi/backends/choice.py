@@ -7,20 +7,21 @@ nodes share gets directories, because a filesystem inside a file does not surviv
 
 from dataclasses import dataclass
 
-from moorage_csi.contract import BACKEND_DIRECTORY, BACKEND_IMAGE
+from moorage_csi.contract import BACKEND_BTRFS, BACKEND_DIRECTORY, BACKEND_IMAGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What was found out about a pool.
 
-    ``no_quota`` says why the kernel cannot limit a directory in it, None where it can; ``kept`` is the choice
-    that lies in the pool already.
+    ``no_quota`` says why the kernel cannot limit a directory in it, None where it can, and ``no_subvolume_quota`` the same
+    of a subvolume; ``kept`` is the choice that lies in the pool already.
     """
 
     filesystem: str
     shared: bool
     no_quota: str | None
+    no_subvolume_quota: str | None
     kept: str | None
 
 
@@ -39,8 +40,13 @@ def choose(facts: Facts) -> Choice:
             backend=BACKEND_DIRECTORY,
             reason="several nodes share the pool, and a filesystem inside an image would not survive two of them",
         )
-    if facts.kept in (BACKEND_IMAGE, BACKEND_DIRECTORY):
+    if facts.kept in (BACKEND_IMAGE, BACKEND_DIRECTORY, BACKEND_BTRFS):
         return Choice(backend=facts.kept, reason="the pool was begun with it")
+    if facts.no_subvolume_quota is None:
+        return Choice(
+            backend=BACKEND_BTRFS,
+            reason="the pool's btrfs counts for subvolumes, so they keep their size, and snapshots and copies take no time",
+        )
     if facts.no_quota is None:
         return Choice(
             backend=BACKEND_DIRECTORY,

@@ -3,29 +3,26 @@
 Fast and transparent, and only as large as the kernel says: where it holds project quotas, a volume gets
 one and it is read back; where it does not, ``quota: required`` is refused, and the other words make
 volumes that say so. A project's number is one whose limit nobody has set, looked for from the
-directory's inode number on, so that nothing has to be remembered.
+directory's inode number on, and to which nothing belongs that was deleted, so that nothing has to be remembered.
 """
 
 import contextlib
+import errno
 import os
-import stat
 import threading
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from moorage_csi import contract
+from moorage_csi.backends import binds, limits
 from moorage_csi.backends.backend import Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
-    attributes_of,
     figures_of,
-    held_by,
-    opened_target,
     path_of,
-    refuse_other_access,
     take_away,
 )
-from moorage_csi.errors import InvalidArgumentError, NotFoundError, PreconditionError
-from moorage_csi.host import mounts, paths, quotas, syscalls
+from moorage_csi.errors import InvalidArgumentError, PreconditionError
+from moorage_csi.host import quotas, treecopy
 from moorage_csi.host.paths import Directory
 
 DATA: Final = "data"
@@ -33,6 +30,7 @@ DATA: Final = "data"
 _MINIMUM: Final = 1 << 20
 _PROJECTS: Final = 1 << 31
 _PROJECT_ATTEMPTS: Final = 1 << 12
+_NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 class DirectoryBackend:
@@ -88,48 +86,116 @@ class DirectoryBackend:
     async def format(self, folder: Directory, shape: Shape) -> None:
         """Nothing: the filesystem is the pool's."""
 
+    @contextlib.contextmanager
+    def held(self, folder: Directory) -> Iterator[None]:
+        """Only one that nobody uses is still; see ``Backend.held``."""
+        binds.refuse_used(self.users(folder), self.name)
+        yield
+
+    def copy(
+        self,
+        source: Directory,
+        folder: Directory,
+        shape: Shape,
+        *,
+        pace: Callable[[], None],
+        held: bool = False,  # noqa: ARG002
+    ) -> None:
+        """Copy the tree, each file sharing its data with the source's where the filesystem can.
+
+        Each file is of one moment; all of them together are so only where nobody writes meanwhile.
+        """
+        self.make(folder, shape)
+        with source.child(DATA) as origin, folder.child(DATA) as data:
+            treecopy.copy_tree(origin, data, batch=pace)
+            if shape.quota == contract.QUOTA_ENFORCED and quotas.project_of(data.fd) == quotas.project_of(origin.fd):
+                raise PreconditionError(
+                    f"{path_of(data.fd)} got the project of its source: its size would not be its own"
+                )
+
+    def book(self, folder: Directory, shape: Shape, *, copied: bool) -> bool:  # noqa: ARG002 - nothing counts so
+        """A project counts what lies in the directory, whatever shares its data."""
+        return True
+
+    def resume(self, folder: Directory) -> None:
+        """Nothing: a directory is copied while it is used."""
+
+    def grow(self, folder: Directory, shape: Shape) -> None:
+        """Raise the limit, where one is held; it is read back."""
+        if shape.quota == contract.QUOTA_ENFORCED:
+            with folder.child(DATA) as data:
+                quotas.set_limit(data.fd, quotas.project_of(data.fd), shape.size)
+
+    def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - nothing counts so
+        """Lower the limit, where one is held; it is read back."""
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return
+        with folder.child(DATA) as data:
+            project = quotas.project_of(data.fd)
+            limits.lower(
+                shape.size,
+                read=lambda: quotas.read_limit(data.fd, project),
+                write=lambda size: quotas.set_limit(data.fd, project, size),
+            )
+
+    async def fit(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
+        """The limit is the size."""
+        return True
+
+    def spread(self, folder: Directory, shape: Shape) -> bool:  # noqa: ARG002 - nothing lies in between
+        """The limit is the size."""
+        return True
+
     def retire(self, folder: Directory) -> None:
         """Take the limit off the volume's project, so that its number is free."""
-        if self._no_quota is None:
-            with contextlib.suppress(FileNotFoundError), folder.child(DATA) as data:
-                project = quotas.project_of(data.fd)
-                if project:
-                    quotas.set_limit(data.fd, project, 0)
+        if self._no_quota is not None:
+            return
+        try:
+            data = folder.child(DATA)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY:
+                raise
+            return
+        with data:
+            project = quotas.project_of(data.fd)
+            if project:
+                quotas.set_limit(data.fd, project, 0)
 
     def footprint(self, folder: Directory) -> Footprint | None:
-        """What the kernel counts for the limit; without one it could not be told in constant time."""
+        """What the kernel counts for the limit; without one, or a directory, there is nothing to tell in constant time."""
         if self._no_quota is not None:
             return None
-        with folder.child(DATA) as data:
+        try:
+            data = folder.child(DATA)
+        except FileNotFoundError:
+            return None
+        with data:
             project = quotas.project_of(data.fd)
             if not project:
                 return None
             held = quotas.read_limit(data.fd, project)
         return Footprint(size=held.limit, allocated=held.used)
 
+    def fault(self, folder: Directory, shape: Shape) -> str:
+        """That the directory is not there, or that the kernel holds another size than was promised."""
+        if not folder.exists(DATA):
+            return f"the directory {path_of(folder.fd)}/{DATA} is missing: restore the volume from a backup"
+        if shape.quota != contract.QUOTA_ENFORCED:
+            return ""
+        held = None if self._no_quota is not None else self.footprint(folder)
+        if held is not None and held.size == shape.size:
+            return ""
+        holds = "no size" if held is None else f"{held.size} bytes"
+        why = f": {self._no_quota}" if self._no_quota is not None else ""
+        return f"the kernel holds {holds} for the directory, and {shape.size} were promised{why}"
+
     def users(self, folder: Directory) -> tuple[str, ...]:
         """Where the directory, or one in it, is mounted."""
-        return tuple(_targets(folder))
+        return binds.targets(folder, DATA)
 
     def publish(self, folder: Directory, shape: Shape, publication: Publication) -> None:  # noqa: ARG002
         """Bind the directory onto the target, or find that it is done; see ``Backend.publish``."""
-        options = attributes_of(publication)
-        if options.filesystem:
-            raise InvalidArgumentError(
-                f"mount options {','.join(options.filesystem)} are for a filesystem of the volume's own, and a "
-                "directory has none; allowed are those of a mount, such as noexec, nosuid, noatime"
-            )
-        with folder.child(DATA) as data:
-            if _published(data, publication):
-                return
-            others = [target for target in _targets(folder) if target != publication.target]
-            if publication.exclusive and others:
-                raise held_by(others)
-            target = paths.open_target_directory(publication.target, publication.kubelet_dir)
-            try:
-                mounts.bind(source_fd=data.fd, target_fd=target, attributes=options.attributes)
-            finally:
-                os.close(target)
+        binds.publish(folder, DATA, publication)
 
     def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:  # noqa: ARG002
         """Unmount and remove the target; see ``Backend.unpublish``."""
@@ -137,59 +203,16 @@ class DirectoryBackend:
 
     def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:  # noqa: ARG002
         """The kernel's figures: those of the limit where it holds one, of the pool's filesystem where not."""
-        with opened_target(path, kubelet_dir) as target, folder.child(DATA) as data:
-            if mounts.mount_of_fd(target) is None or not _same(target, data.fd):
-                raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
+        with binds.published(folder, DATA, path, kubelet_dir) as target:
             return figures_of(target)
-
-
-def _published(data: Directory, publication: Publication) -> bool:
-    """Whether the target has this directory already, in the way that is asked for."""
-    mount = mounts.mount_at(publication.target, beneath=publication.kubelet_dir)
-    if mount is None:
-        return False
-    with opened_target(publication.target, publication.kubelet_dir) as target:
-        here = _same(target, data.fd)
-    if not here:
-        raise PreconditionError(
-            f"target_path {publication.target}: {mount.root} of {mount.source or mount.filesystem} is mounted there, which "
-            "is not this volume; nothing is mounted over it: unmount it first"
-        )
-    refuse_other_access(publication, read_only=mount.read_only)
-    return True
-
-
-def _same(one: int, other: int) -> bool:
-    first, second = os.fstat(one), os.fstat(other)
-    return stat.S_ISDIR(first.st_mode) and (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
-
-
-def _targets(folder: Directory) -> list[str]:
-    """Mounts whose root is the volume's directory or lies in it, as the kubelet's binds of a subPath do.
-
-    They are told by filesystem and path within it, both as mountinfo has them: on btrfs the device number of
-    a file is another one than that of its mount.
-    """
-    table = mounts.mounts()
-    mount_id = syscalls.statx(folder.fd, "").mount_id
-    home = next((mount for mount in table if mount.mount_id == mount_id), None)
-    if home is None:
-        raise PreconditionError(f"{path_of(folder.fd)} lies on a mount that is not visible: mount the pool again")
-    within = PurePosixPath(path_of(folder.fd)).relative_to(home.target)
-    data = PurePosixPath(home.root) / within / DATA
-    return [
-        mount.target
-        for mount in table
-        if (mount.major, mount.minor) == (home.major, home.minor) and PurePosixPath(mount.root).is_relative_to(data)
-    ]
 
 
 def _free_project(fd: int) -> int:
     first = os.fstat(fd).st_ino
     for step in range(_PROJECT_ATTEMPTS):
         project = (first + step) % (_PROJECTS - 1) + 1
-        if quotas.read_limit(fd, project).limit == 0:
+        held = quotas.read_limit(fd, project)
+        # What lies in the trash or is retained has lost its limit and keeps its number.
+        if held.limit == 0 and held.used == 0:
             return project
-    raise PreconditionError(
-        f"{_PROJECT_ATTEMPTS} project numbers in a row have a limit: remove limits that nobody uses"
-    )
+    raise PreconditionError(f"{_PROJECT_ATTEMPTS} project numbers in a row are in use: remove limits that nobody needs")

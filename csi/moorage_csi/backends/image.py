@@ -11,13 +11,13 @@ the RPC layer sees to that.
 """
 
 import contextlib
+import fcntl
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
+from moorage_csi.backends import fitting, imagefile
 from moorage_csi.backends.backend import Amount, Capabilities, Footprint, Publication, Shape, Usage
 from moorage_csi.backends.targets import (
     attributes_of,
@@ -29,21 +29,24 @@ from moorage_csi.backends.targets import (
     take_away,
 )
 from moorage_csi.contract import BACKEND_IMAGE, FILESYSTEMS, QUOTA_ENFORCED
-from moorage_csi.errors import NotFoundError, PreconditionError, UnavailableError
-from moorage_csi.host import filesystems, loops, mounts, paths
+from moorage_csi.errors import InFlightError, NotFoundError, PreconditionError, UnavailableError
+from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, paths
 from moorage_csi.host.loops import LoopStatus
-from moorage_csi.host.mounts import Mount
 from moorage_csi.host.paths import Directory
 
 FILE: Final = "image"
 
+FREEZE_SECONDS: Final = 30.0
+"""For which writes to a volume may be held up while it is copied."""
+
 _MODE: Final = 0o600
-_LABEL_LIMIT: Final = 63
+_ALWAYS: Final = {filesystems.XFS: ("nouuid",)}
+"""A copy has the uuid of its source, and xfs refuses to mount two of one."""
 _HELD_PAUSES: Final = (0.01, 0.04)
 _MINIMUM_BLOCK: Final = 1 << 20
 _BLOCK_UNIT: Final = 512
-_DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
-"""Where device nodes live: the host's /dev, or a container's own."""
+_STOPPED: Final = frozenset({"ro", "emergency_ro", "shutdown"})
+"""How a filesystem is shown to which the kernel writes no more, by the age of the kernel."""
 
 
 class Image:
@@ -86,6 +89,89 @@ class Image:
             await filesystems.make(path=fd, filesystem=shape.filesystem, uuid=shape.uuid)
             os.fsync(fd)
 
+    @contextlib.contextmanager
+    def held(self, folder: Directory) -> Iterator[None]:
+        """Freeze the filesystem, where it is mounted; see ``Backend.held``. Nobody can keep a device still in use."""
+        with _kept(folder, alone=False), _opened(folder, os.O_RDONLY) as fd:
+            fitting.refuse_half_grown(folder)
+            self._refuse_device(fd, folder)
+            with imagefile.still(fd, seconds=FREEZE_SECONDS):
+                yield
+
+    def copy(
+        self, source: Directory, folder: Directory, shape: Shape, *, pace: Callable[[], None], held: bool = False
+    ) -> None:
+        """Copy the file, sharing its data where the pool's filesystem can; a mounted filesystem is frozen meanwhile.
+
+        So the copy is of one moment. Of a device it is what was written to it so far, as after a power cut; a device in
+        use is only copied where that takes a moment, because nobody can keep it still.
+        """
+        with _kept(source, alone=False), _opened(source, os.O_RDONLY) as origin:
+            fitting.refuse_half_grown(source)
+            fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
+            try:
+                with contextlib.nullcontext() if held else imagefile.still(origin, seconds=FREEZE_SECONDS):
+                    if not imagefile.shared_out(origin, fd):
+                        self._refuse_device(origin, source)
+                        copying.copy_data(origin, fd, progress=lambda _: pace())
+                if os.fstat(fd).st_size < shape.size:
+                    os.ftruncate(fd, shape.size)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        folder.sync()
+
+    def book(self, folder: Directory, shape: Shape, *, copied: bool) -> bool:  # noqa: ARG002 - nothing counts so
+        """The file is the size, whatever shares its data."""
+        return True
+
+    def resume(self, folder: Directory) -> None:
+        """Thaw the filesystem, wherever it is mounted."""
+        with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
+            for mount in imagefile.mounts_of(fd):
+                with imagefile.entered(mount) as inside:
+                    freezing.thaw(inside)
+
+    def grow(self, folder: Directory, shape: Shape) -> None:
+        """Append a hole to the file, and tell the device that shows it."""
+        with _opened(folder) as fd:
+            if os.fstat(fd).st_size < shape.size:
+                os.ftruncate(fd, shape.size)
+                os.fsync(fd)
+            imagefile.tell_size(fd)
+
+    def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - never
+        """Refused: the filesystem would have to give up blocks that it may be using."""
+        raise PreconditionError(
+            f"a volume of backend {self.name} never becomes smaller, because the filesystem in its image cannot: make a smaller "
+            "one and copy its files"
+        )
+
+    async def fit(self, folder: Directory, shape: Shape) -> bool:
+        """Grow ext4 on the file; a device has nothing to grow, and xfs grows only while it is mounted."""
+        if not shape.filesystem:
+            return True
+        if not growing.grows_unmounted(shape.filesystem):
+            return False
+        with _kept(folder, alone=True) as lock, _opened(folder) as fd:
+            await fitting.fit(folder, fd, shape.filesystem, lock=lock)
+        return True
+
+    def spread(self, folder: Directory, shape: Shape) -> bool:
+        """Grow the mounted filesystem by way of one of its mounts; a device is as large as its file already."""
+        with _opened(folder, os.O_RDONLY) as fd:
+            if shape.block:
+                return bool(imagefile.devices(fd))
+            writable = [mount for mount in imagefile.mounts_of(fd) if not mount.read_only]
+            if not writable:
+                return False
+            with imagefile.entered(writable[0]) as inside:
+                size = os.fstat(fd).st_size
+                if not growing.has_grown(inside, shape.filesystem, size):
+                    with _kept(folder, alone=True):
+                        imagefile.grow_mounted(inside, shape.filesystem, size)
+        return True
+
     def retire(self, folder: Directory) -> None:
         """Nothing: a file is all there is."""
 
@@ -98,6 +184,25 @@ class Image:
             return None
         return Footprint(size=found.st_size, allocated=found.st_blocks * _BLOCK_UNIT)
 
+    def fault(self, folder: Directory, shape: Shape) -> str:
+        """That the file is not there or too short, or that the kernel gave up writing to the filesystem in it."""
+        try:
+            with _opened(folder, os.O_RDONLY) as fd:
+                size = os.fstat(fd).st_size
+                mounted = imagefile.mounts_of(fd)
+                errors = sum(filesystems.ext4_errors(f"loop{device.number}") for device in imagefile.devices(fd))
+        except FileNotFoundError:
+            return f"the image {path_of(folder.fd)}/{FILE} is missing: restore the volume from a backup"
+        if size < shape.size:
+            return f"the image has {size} bytes, and {shape.size} were promised: restore the volume from a backup"
+        stopped = [mount for mount in mounted if mount.filesystem_options & _STOPPED and "rw" in mount.options]
+        if mounted and (errors or stopped):
+            return (
+                f"the kernel found errors in the {shape.filesystem} at {mounted[0].target} and writes no more: end the "
+                f"pods, check it with fsck on the node, and look at the disk below the pool"
+            )
+        return ""
+
     def users(self, folder: Directory) -> tuple[str, ...]:
         """Where the image is mounted, and devices that are held without a mount we could see.
 
@@ -107,12 +212,12 @@ class Image:
         """
         try:
             with _opened(folder, os.O_RDONLY) as fd:
-                devices = _devices(fd)
+                devices = imagefile.devices(fd)
         except FileNotFoundError:
             return ()
         found: list[str] = []
         for device in devices:
-            targets = _targets(device)
+            targets = imagefile.targets(device)
             if targets:
                 found.extend(targets)
             elif not self._detached(device):
@@ -123,43 +228,67 @@ class Image:
         """Attach and mount, or find that it is done; see ``Backend.publish``.
 
         A crash after attaching and before mounting: autoclear frees the device. A block volume's device
-        stays, and the next publish, unpublish or delete of the volume finds it by the file.
+        stays, and the next publish, unpublish or delete of the volume finds it by the file. A crash between mounting and
+        growing what only grows while it is mounted: the next publish finds it mounted, and grows it.
         """
         with _opened(folder) as fd:
-            if self._published(fd, shape, publication):
-                return
-            if publication.exclusive:
-                self._refuse_second(fd, publication)
-            if shape.block:
-                _publish_device(fd, publication)
-            else:
-                _publish_filesystem(fd, shape, publication)
+            if not self._published(fd, shape, publication):
+                if publication.exclusive:
+                    self._refuse_second(fd, publication)
+                self._show(folder, fd, shape, publication)
+        if shape.filesystem and not growing.grows_unmounted(shape.filesystem) and not publication.readonly:
+            # It may be a copy that is larger than its source, or have grown while it was not mounted.
+            self.spread(folder, shape)
 
     def unpublish(self, folder: Directory | None, target: str, kubelet_dir: str) -> None:
         """Unmount, remove the target, and let go of a block volume's device with its last target."""
-        take_away(target, kubelet_dir)
-        if folder is None:
-            return
-        with contextlib.suppress(FileNotFoundError), _opened(folder, os.O_RDONLY) as fd:
-            for device in _devices(fd):
-                if not device.autoclear and not _targets(device):
-                    loops.detach(device.number, device=device.device, inode=device.inode)
+        with contextlib.ExitStack() as stack:
+            fd: int | None = None
+            # The file may be missing, or a link by now: the target can be taken away all the same.
+            with contextlib.suppress(OSError):
+                fd = None if folder is None else stack.enter_context(_opened(folder, os.O_RDONLY))
+            if fd is None:
+                take_away(target, kubelet_dir)
+                return
+            with imagefile.thawing(fd, target):
+                take_away(target, kubelet_dir)
+            imagefile.let_go(fd)
 
     def usage(self, folder: Directory, shape: Shape, path: str, kubelet_dir: str) -> Usage:
         """The filesystem's figures, or the size of the device; see ``Backend.usage``."""
         with _opened(folder, os.O_RDONLY) as fd:
-            devices = _devices(fd)
+            devices = imagefile.devices(fd)
             size = os.fstat(fd).st_size
         if shape.block:
             # The kubelet asks at a link of its own to the device, so it is the device that is compared.
-            if not any(_is_device(path, device) for device in devices):
+            if not any(imagefile.is_device(path, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume's device is not there")
             return Usage(size=Amount(total=size, used=0, available=0), inodes=None)
         with opened_target(path, kubelet_dir) as target:
             mount = mounts.mount_of_fd(target)
-            if mount is None or not any(_same(mount, device) for device in devices):
+            if mount is None or not any(imagefile.same(mount, device) for device in devices):
                 raise NotFoundError(f"volume_path {path!r}: the volume is not mounted there")
             return figures_of(target)
+
+    def _show(self, folder: Directory, fd: int, shape: Shape, publication: Publication) -> None:
+        with _kept(folder, alone=True):
+            fitting.refuse_half_grown(folder)
+            if not shape.block:
+                _publish_filesystem(fd, shape, publication)
+                return
+            try:
+                _publish_device(fd, publication)
+            except BaseException:
+                imagefile.let_go(fd)
+                raise
+
+    def _refuse_device(self, fd: int, folder: Directory) -> None:
+        """Refuse to copy what a pod writes to as a device. One of a mount that has gone is free in a moment."""
+        if imagefile.mounts_of(fd) or not (users := self.users(folder)):
+            return
+        if all(device.autoclear for device in imagefile.devices(fd)):
+            raise InFlightError(f"{', '.join(users)} of this volume is about to be detached: ask again")
+        raise _unsteady(users)
 
     def _detached(self, device: LoopStatus) -> bool:
         for seconds in _HELD_PAUSES:
@@ -173,11 +302,11 @@ class Image:
         mount = mounts.mount_at(publication.target, beneath=publication.kubelet_dir)
         if mount is None:
             return False
-        devices = _devices(fd)
+        devices = imagefile.devices(fd)
         here = [
             device
             for device in devices
-            if (_is_device(publication.target, device) if shape.block else _same(mount, device))
+            if (imagefile.is_device(publication.target, device) if shape.block else imagefile.same(mount, device))
         ]
         if not here:
             raise PreconditionError(
@@ -188,7 +317,12 @@ class Image:
         return True
 
     def _refuse_second(self, fd: int, publication: Publication) -> None:
-        others = [target for device in _devices(fd) for target in _targets(device) if target != publication.target]
+        others = [
+            target
+            for device in imagefile.devices(fd)
+            for target in imagefile.targets(device)
+            if target != publication.target
+        ]
         if others:
             raise held_by(others)
 
@@ -196,14 +330,14 @@ class Image:
 def _publish_filesystem(fd: int, shape: Shape, publication: Publication) -> None:
     """Mount the image's filesystem onto the target, after a look that it is the one the record names."""
     options = attributes_of(publication)
-    _refuse_strange(fd, shape)
-    with loops.ensure(backing_fd=fd, name=_label(fd), autoclear=True) as loop:
+    imagefile.refuse_strange(fd, shape.filesystem)
+    with loops.ensure(backing_fd=fd, name=imagefile.label(fd), autoclear=True) as loop:
         target = paths.open_target_directory(publication.target, publication.kubelet_dir)
         try:
             mounts.filesystem_mount(
                 device=loop.path,
                 filesystem=shape.filesystem,
-                options=options.filesystem,
+                options=(*options.filesystem, *_ALWAYS.get(shape.filesystem, ())),
                 target_fd=target,
                 attributes=options.attributes,
             )
@@ -215,7 +349,7 @@ def _publish_device(fd: int, publication: Publication) -> None:
     """Show the loop device at the target file."""
     options = attributes_of(publication)
     read_only = options.attributes.read_only
-    with loops.ensure(backing_fd=fd, name=_label(fd), read_only=read_only, autoclear=False) as loop:
+    with loops.ensure(backing_fd=fd, name=imagefile.label(fd), read_only=read_only, autoclear=False) as loop:
         if loop.status.autoclear:
             # Somebody held it open when its last target went, so the kernel frees it at their last close,
             # also under a new target.
@@ -236,14 +370,32 @@ def _publish_device(fd: int, publication: Publication) -> None:
             os.close(device)
 
 
-def _refuse_strange(fd: int, shape: Shape) -> None:
-    found = filesystems.detect(fd)
-    if found == shape.filesystem:
-        return
-    seen = f"a filesystem of kind {found}" if found else "no filesystem"
-    raise PreconditionError(
-        f"the image {path_of(fd)} was formatted as {shape.filesystem} and has {seen} now; it is never formatted again. "
-        "Check the disk below the pool, repair the image with fsck on the node, or restore the volume from a backup"
+@contextlib.contextmanager
+def _kept(folder: Directory, *, alone: bool) -> Iterator[int]:
+    """Keep the image from being mounted and grown while it is copied or, ``alone``, from being copied meanwhile.
+
+    Waits for nobody. The lock is on the folder and goes with the process, and with every program that gets the descriptor;
+    ``loops`` has one of its own on the file.
+
+    Raises:
+        InFlightError: somebody does what would disturb.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd)
+    try:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            doing = "copied" if alone else "mounted or grown"
+            raise InFlightError(f"the image in {path_of(fd)} is being {doing} at this moment: ask again") from error
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _unsteady(users: tuple[str, ...]) -> PreconditionError:
+    return PreconditionError(
+        f"it is used as a device ({', '.join(users)}), which cannot be kept still while it is copied: end the pods that "
+        "use it, or keep it in a pool on xfs or btrfs, where a copy takes a moment"
     )
 
 
@@ -254,35 +406,3 @@ def _opened(folder: Directory, flags: int = os.O_RDWR) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _devices(fd: int) -> list[LoopStatus]:
-    backing = os.fstat(fd)
-    return loops.find(backing.st_dev, backing.st_ino)
-
-
-def _label(fd: int) -> str:
-    """The volume's id and the file's name, for people who look with losetup."""
-    return "/".join(path_of(fd).split("/")[-2:])[-_LABEL_LIMIT:]
-
-
-def _same(mount: Mount, device: LoopStatus) -> bool:
-    return (mount.major, mount.minor) == (device.major, device.minor)
-
-
-def _is_device(path: str, device: LoopStatus) -> bool:
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return False
-    return stat.S_ISBLK(found.st_mode) and found.st_rdev == os.makedev(device.major, device.minor)
-
-
-def _targets(device: LoopStatus) -> list[str]:
-    """Where the device is mounted, or its node shown."""
-    node = f"/loop{device.number}"
-    return [
-        mount.target
-        for mount in mounts.mounts()
-        if _same(mount, device) or (mount.root == node and mount.filesystem in _DEVICE_FILESYSTEMS)
-    ]

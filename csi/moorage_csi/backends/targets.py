@@ -11,8 +11,6 @@ from moorage_csi.errors import AlreadyExistsError, InvalidArgumentError, NotFoun
 from moorage_csi.host import filesystems, mounts, paths
 from moorage_csi.host.mounts import MountFlag, MountOptions
 
-_IN_USE = frozenset({errno.EBUSY, errno.ENOTEMPTY})
-
 
 def attributes_of(publication: Publication) -> MountOptions:
     """The publication's mount options, with read-only among them where it is asked for or a flag says so."""
@@ -49,13 +47,17 @@ def take_away(target: str, kubelet_dir: str) -> None:
     """Unmount whatever is at the target, until nothing is, and remove the target. Absent: nothing happens.
 
     Raises:
-        PreconditionError: it is in use; it stays, and the call may be repeated.
+        PreconditionError: it is in use, or holds something of its own; it stays, and the call may be repeated.
     """
     try:
         mounts.unmount(target, beneath=kubelet_dir)
         paths.remove_target(target, kubelet_dir)
     except OSError as error:
-        if error.errno not in _IN_USE:
+        if error.errno == errno.ENOTEMPTY:
+            raise PreconditionError(
+                f"target_path {target} holds something that is not the volume's, and stays: move that away ({error})"
+            ) from error
+        if error.errno != errno.EBUSY:
             raise
         raise PreconditionError(
             f"target_path {target} is in use and stays mounted: end the processes that have files open below it"

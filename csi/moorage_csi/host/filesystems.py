@@ -1,4 +1,4 @@
-"""Filesystems on images: making, recognising, measuring and checking them.
+"""Filesystems on images: making, recognising and measuring them.
 
 ``make`` is the one dangerous function of the driver. It writes over whatever is there; whether it may is decided
 by the volume's record, never by what ``detect`` sees, because a filesystem with a damaged superblock looks like
@@ -9,17 +9,29 @@ up twice. Needs e2fsprogs 1.47 and xfsprogs 5.19 or later.
 """
 
 import asyncio
-import enum
 import errno
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from moorage_csi.host import commands, syscalls
+from moorage_csi.host import commands, copying, syscalls
 from moorage_csi.host.signatures import EXT4, XFS, detect, opened
 
-__all__ = ["EXT4", "XFS", "Check", "CheckOutcome", "Usage", "check", "detect", "make", "minimum", "usage"]
+__all__ = [
+    "EXT4",
+    "EXT4_BYTES_PER_INODE",
+    "XFS",
+    "Usage",
+    "detect",
+    "ext4_errors",
+    "make",
+    "minimum",
+    "usage",
+]
+
+EXT4_BYTES_PER_INODE: Final = 16384
+"""An ext4 that ``make`` makes has an inode for each so many of its bytes."""
 
 _MIB: Final = 1 << 20
 _MINIMUM: Final = {
@@ -32,12 +44,11 @@ _EXT4_FEATURES: Final = "^orphan_file"
 """Kernels before 5.15 cannot write a filesystem that has it."""
 _EXT4_BLOCK: Final = 4096
 _EXT4_INODE: Final = 256
-_EXT4_BYTES_PER_INODE: Final = 16384
 _EXT4_JOURNAL_SHARE: Final = 64
 _EXT4_JOURNAL_MIB: Final = (4, 128)
 """Least (1024 blocks, which the kernel asks for) and most."""
 
-_CHECK_TIMEOUT: Final = 3600.0
+_SYS_EXT4: Final = Path("/sys/fs/ext4")
 _ZEROING: Final = (syscalls.FALLOC_ZERO_RANGE, syscalls.FALLOC_PUNCH_HOLE)
 
 
@@ -97,8 +108,9 @@ def _ext4_arguments(size: int, uuid: str, label: str, *, zeroed: bool) -> list[s
     journal = min(max(size // _EXT4_JOURNAL_SHARE // _MIB, least), most)
     tables = "assume_storage_prezeroed=1" if zeroed else "lazy_itable_init=1"
     return [
-        *("mkfs.ext4", "-F", "-q", "-m", "0", "-U", uuid, "-L", label, "-O", _EXT4_FEATURES),
-        *("-b", str(_EXT4_BLOCK), "-I", str(_EXT4_INODE), "-i", str(_EXT4_BYTES_PER_INODE)),
+        # Errors stop the writing: to go on, as is the default, makes small damage large.
+        *("mkfs.ext4", "-F", "-q", "-m", "0", "-e", "remount-ro", "-U", uuid, "-L", label, "-O", _EXT4_FEATURES),
+        *("-b", str(_EXT4_BLOCK), "-I", str(_EXT4_INODE), "-i", str(EXT4_BYTES_PER_INODE)),
         *("-J", f"size={journal}", "-E", f"nodiscard,{tables}"),
     ]
 
@@ -116,7 +128,7 @@ def _zero(fd: int) -> bool:
 
     Allocated ranges stay allocated where that is possible, holes stay holes.
     """
-    for start, end in list(_data_ranges(fd)):
+    for start, end in list(copying.data_ranges(fd, os.fstat(fd).st_size)):
         for mode in _ZEROING:
             try:
                 syscalls.fallocate(fd, mode | syscalls.FALLOC_KEEP_SIZE, start, end - start)
@@ -127,19 +139,6 @@ def _zero(fd: int) -> bool:
         else:
             return False
     return True
-
-
-def _data_ranges(fd: int) -> Iterator[tuple[int, int]]:
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,73 +166,12 @@ def usage(fd: int) -> Usage:
     )
 
 
-class CheckOutcome(enum.Enum):
-    """What a check found."""
+def ext4_errors(device: str) -> int:
+    """How many errors the kernel has found in the mounted ext4 on a device (``loop0``) since the last fsck; 0 for any other.
 
-    CLEAN = "clean"
-    CORRECTED = "corrected"
-    """There were errors that could be corrected without a decision, and they are."""
-    DAMAGED = "damaged"
-    """There are errors that a person has to decide about; nothing was changed that is not certain."""
-    LOG_DIRTY = "log-dirty"
-    """xfs keeps changes in its log: a mount replays it, and only then a check says anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The outcome and what the program said."""
-
-    outcome: CheckOutcome
-    detail: str
-
-
-_E2FSCK_CLEAN: Final = 0
-_E2FSCK_UNCORRECTED: Final = 4
-_E2FSCK_CHECKED: Final[Sequence[int]] = range(8)
-"""Bits: 1 corrected, 2 corrected and a mounted root should be rebooted, 4 left uncorrected; 8 and up: could not check."""
-_XFS_CLEAN: Final = 0
-_XFS_DAMAGED: Final = 1
-_XFS_DIRTY: Final = 2
-_XFS_CHECKED: Final[Sequence[int]] = (_XFS_CLEAN, _XFS_DAMAGED, _XFS_DIRTY)
-_XFS_LOG_IGNORED: Final = "valuable metadata changes in a log"
-
-
-async def check(path: str | int, filesystem: str) -> Check:
-    """Check an image that is not mounted: ext4 as at boot (certain repairs only), xfs without changing anything.
-
-    The caller makes sure that no loop device has it: neither program can know. It runs to its end even if the caller is
-    cancelled. Raises CommandError when the check itself could not be made.
+    Kernels before 6.14 refuse all writes after an error and still show the filesystem as writable.
     """
-    _known(filesystem, _MINIMUM)
-    return await commands.finish(_check(path, filesystem))
-
-
-async def _check(path: str | int, filesystem: str) -> Check:
-    if filesystem == EXT4:
-        argv, expected, flags = ["e2fsck", "-p"], _E2FSCK_CHECKED, os.O_RDWR
-    else:
-        argv, expected, flags = ["xfs_repair", "-n", "-f"], _XFS_CHECKED, os.O_RDONLY
-    with opened(path, flags) as fd:
-        result = await commands.run(
-            [*argv, f"/proc/self/fd/{fd}"],
-            timeout=_CHECK_TIMEOUT,
-            shielded=True,
-            expected=expected,
-            keep_fds=[fd],
-            advice="check that the image can be read and that nothing else uses it",
-        )
-    detail = f"{result.stdout}\n{result.stderr}".strip()
-    outcome = _ext4_outcome(result.exit_code) if filesystem == EXT4 else _xfs_outcome(result.exit_code, detail)
-    return Check(outcome=outcome, detail=detail)
-
-
-def _ext4_outcome(exit_code: int) -> CheckOutcome:
-    if exit_code & _E2FSCK_UNCORRECTED:
-        return CheckOutcome.DAMAGED
-    return CheckOutcome.CLEAN if exit_code == _E2FSCK_CLEAN else CheckOutcome.CORRECTED
-
-
-def _xfs_outcome(exit_code: int, detail: str) -> CheckOutcome:
-    if exit_code == _XFS_DIRTY or _XFS_LOG_IGNORED in detail:
-        return CheckOutcome.LOG_DIRTY
-    return CheckOutcome.DAMAGED if exit_code == _XFS_DAMAGED else CheckOutcome.CLEAN
+    try:
+        return int((_SYS_EXT4 / device / "errors_count").read_text(encoding="ascii"))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0

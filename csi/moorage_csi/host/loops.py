@@ -208,10 +208,19 @@ def find(device: int, inode: int) -> list[LoopStatus]:
 
     A snapshot: before one is used it has to be held, and looked at again (``hold``).
     """
-    names = (_NAME.fullmatch(attached.parent.name) for attached in _SYSFS.glob("loop*/loop"))
-    bound = sorted(int(name.group(1)) for name in names if name)
-    found = (status(number) for number in bound)
+    found = (status(number) for number in _bound())
     return [one for one in found if one is not None and (one.device, one.inode) == (device, inode)]
+
+
+def _bound() -> list[int]:
+    """The numbers of the devices that have a file. A node keeps hundreds that have none, and this is asked at every call."""
+    folder = os.open(_SYSFS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with os.scandir(folder) as entries:
+            names = [name for entry in entries if (name := _NAME.fullmatch(entry.name))]
+        return sorted(int(name[1]) for name in names if os.access(f"{name[0]}/loop", os.F_OK, dir_fd=folder))
+    finally:
+        os.close(folder)
 
 
 def status(number: int) -> LoopStatus | None:
@@ -230,7 +239,11 @@ def hold(found: LoopStatus) -> Loop | None:
     fd = _open_device(found.number, read_only=True)
     if fd is None:
         return None
-    now = _status(fd, found.number)
+    try:
+        now = _status(fd, found.number)
+    except BaseException:
+        os.close(fd)
+        raise
     if now is None or (now.device, now.inode) != (found.device, found.inode):
         os.close(fd)
         return None

@@ -23,22 +23,19 @@ __all__ = [
     "MountAttributes",
     "MountFlag",
     "MountOptions",
+    "RefusedOptionError",
     "bind",
+    "filesystem_detached",
     "filesystem_mount",
-    "is_dead",
     "mount_at",
     "mount_of_fd",
     "mounts",
-    "mounts_of_device",
     "parse_options",
     "propagates",
     "unmount",
 ]
 
 _MOUNTINFO: Final = Path("/proc/self/mountinfo")
-_DEAD: Final = frozenset(
-    {errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.EACCES, errno.EHOSTDOWN, errno.ENODEV},
-)
 _STACK_LIMIT: Final = 64
 _BUSY_PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 """Seconds between tries at a busy mount: a process that is about to end is waited for, one that stays is told."""
@@ -49,6 +46,10 @@ _ATIME_MASK: Final = 0x70
 _LOG_SIZE: Final = 8192
 
 
+class RefusedOptionError(OSError):
+    """The filesystem knows no such option, or not with this value: whoever wrote it has to change it."""
+
+
 def filesystem_mount(
     *,
     device: str,
@@ -56,33 +57,36 @@ def filesystem_mount(
     options: Sequence[str] = (),
     target_fd: int,
     attributes: MountAttributes = _NO_ATTRIBUTES,
-    read_only_superblock: bool = False,
 ) -> None:
     """Mount the filesystem on ``device`` onto what ``target_fd`` is open on.
 
     ``attributes`` hold for this mount alone, so that one device can be mounted read-only here and writable
-    there; ``read_only_superblock`` is for a device that cannot be written at all, and needs every mount of the
-    device to agree. ``options`` are the filesystem's own words, as ``parse_options`` returns them.
+    there. ``options`` are the filesystem's own words, as ``parse_options`` returns them.
 
     Either the mount is there, whole, or OSError says what the kernel said, its log lines included, and
     nothing is left. It stacks on a mount that is there already: the caller looks first.
     """
-    parameters = [*options, *(["ro"] if read_only_superblock else [])]
-    with _closing(syscalls.fsopen(filesystem)) as context:
-        try:
-            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", device)
-            for option in parameters:
-                key, equals, value = option.partition("=")
-                if equals:
-                    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
-                else:
-                    syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, key)
-            syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
-            mount = syscalls.fsmount(context, attributes=int(attributes.set))
-        except OSError as error:
-            raise _explained(error, context, f"{filesystem} on {device}", parameters) from error
+    mount = filesystem_detached(source=device, filesystem=filesystem, options=options, attributes=attributes)
     with _closing(mount):
         syscalls.move_mount(mount, target_fd)
+
+
+def filesystem_detached(
+    *, source: str, filesystem: str, options: Sequence[str] = (), attributes: MountAttributes = _NO_ATTRIBUTES
+) -> int:
+    """Mount a filesystem where nobody can reach it; returns an O_PATH descriptor of its top, which the caller closes.
+
+    Closing it dissolves the mount, unless it was moved somewhere. Errors as in ``filesystem_mount``.
+    """
+    with _closing(syscalls.fsopen(filesystem)) as context:
+        try:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, "source", source)
+            for option in options:
+                _configure(context, option)
+            syscalls.fsconfig(context, syscalls.FSCONFIG_CMD_CREATE)
+            return syscalls.fsmount(context, attributes=int(attributes.set))
+        except OSError as error:
+            raise _explained(error, context, f"{filesystem} on {source}", options) from error
 
 
 def bind(
@@ -118,11 +122,24 @@ def _closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def _configure(context: int, option: str) -> None:
+    key, equals, value = option.partition("=")
+    try:
+        if equals:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_STRING, key, value)
+        else:
+            syscalls.fsconfig(context, syscalls.FSCONFIG_SET_FLAG, key)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RefusedOptionError(error.errno, error.strerror) from error
+
+
 def _explained(error: OSError, context: int, what: str, options: Sequence[str]) -> OSError:
     """The error with the kernel's own words, which it keeps in the filesystem context."""
     said = "; ".join(_log(context)) or "the kernel gave no reason here, its log (dmesg) may have one"
     text = f"{error.strerror}: {said} (options: {','.join(options) or 'none'})"
-    return OSError(error.errno, text, what)
+    return type(error)(error.errno, text, what)
 
 
 def _log(context: int) -> Iterator[str]:
@@ -191,16 +208,11 @@ def mounts() -> list[Mount]:
     return parse_mountinfo(_MOUNTINFO.read_bytes())
 
 
-def mounts_of_device(major: int, minor: int) -> list[Mount]:
-    """Every visible mount of the filesystem on this device, bind mounts of it included."""
-    return [mount for mount in mounts() if (mount.major, mount.minor) == (major, minor)]
-
-
 def mount_at(path: str, *, beneath: str | None = None) -> Mount | None:
     """The topmost mount on ``path``; None where nothing is mounted on it or nothing is there.
 
-    A symlink is not followed as the last component. A dead mount raises an error that ``is_dead`` knows, if it
-    raises at all: the look does not wake the filesystem's server.
+    A symlink is not followed as the last component. The look does not wake the filesystem's server, so a dead mount is
+    found as well as any other.
     """
     with contextlib.suppress(FileNotFoundError), _parent(path, beneath) as (parent, name):
         seen = syscalls.statx(parent, name)
@@ -226,8 +238,3 @@ def propagates(path: str) -> bool:
     with _closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as fd:
         mount = _by_id(syscalls.statx(fd, "").mount_id)
     return mount is not None and mount.peer_group is not None
-
-
-def is_dead(error: BaseException) -> bool:
-    """Whether an error tells of a mount whose filesystem is gone: unmount it, do not look into it."""
-    return isinstance(error, OSError) and error.errno in _DEAD

@@ -261,11 +261,13 @@ def open_target_directory(path: str, beneath: str) -> int:
     """Open a target path as a place to mount on, making its last component (a directory, 0750) where it is absent.
 
     Returns an O_PATH descriptor, which the caller closes before it unmounts; what is mounted there already is
-    what the descriptor is open on. Repeating it is free. Errors as in ``target_parent``; ENOTDIR for a file.
+    what the descriptor is open on. Repeating it is free. Errors as in ``target_parent``; ENOTDIR for a file, ENOTEMPTY for
+    a directory that has something in it, which a mount would hide from its owner.
     """
     with target_parent(path, beneath) as (parent, name):
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY
         try:
+            _must_be_empty(parent, name, path)
             return syscalls.openat2(parent, name, flags=flags, resolve=_RESOLVE)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
@@ -278,10 +280,17 @@ def open_target_directory(path: str, beneath: str) -> int:
         return syscalls.openat2(parent, name, flags=flags, resolve=_RESOLVE)
 
 
+def _must_be_empty(parent: int, name: str, path: str) -> None:
+    with Directory(syscalls.openat2(parent, name, flags=_DIRECTORY | os.O_NOFOLLOW, resolve=_RESOLVE)) as target:
+        if not syscalls.statx(target.fd, "").is_mount_root and target.names():
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+
 def open_target_file(path: str, beneath: str) -> int:
     """Like ``open_target_directory`` for a block volume: the last component is a regular file, 0600.
 
-    A block device that is mounted there already is returned as such; anything else is refused with EINVAL.
+    A block device that is mounted there already is returned as such; anything else is refused with EINVAL, and a file
+    that has something in it with ENOTEMPTY.
     """
     with target_parent(path, beneath) as (parent, name):
         creating = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -296,17 +305,27 @@ def open_target_file(path: str, beneath: str) -> int:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             os.close(fd)
             raise OSError(errno.EINVAL, "is neither a regular file nor a mounted block device", path)
+        if os.fstat(fd).st_size and not stat.S_ISBLK(mode):
+            os.close(fd)
+            raise OSError(errno.ENOTEMPTY, "holds data", path)
         return fd
 
 
 def remove_target(path: str, beneath: str) -> None:
-    """Remove the last component of a target path: an empty directory, a file, or a symlink itself.
+    """Remove the last component of a target path: an empty directory, an empty file, or a symlink itself.
 
-    Never recursive: ENOTEMPTY where something is left in it, EBUSY where something is still mounted on it. Absent,
-    or below an absent directory, is success.
+    Never recursive: ENOTEMPTY where something is left in it, as in a file with content or a socket, which are nobody's
+    target; EBUSY where something is still mounted on it. Absent, or below an absent directory, is success.
     """
     with contextlib.suppress(FileNotFoundError), target_parent(path, beneath) as (parent, name):
+        seen = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not (stat.S_ISDIR(seen.st_mode) or stat.S_ISLNK(seen.st_mode) or _is_blank(seen)):
+            raise OSError(errno.ENOTEMPTY, "is not what a volume is published at", path)
         try:
             os.unlink(name, dir_fd=parent)
         except IsADirectoryError:
             os.rmdir(name, dir_fd=parent)
+
+
+def _is_blank(seen: os.stat_result) -> bool:
+    return stat.S_ISREG(seen.st_mode) and not seen.st_size

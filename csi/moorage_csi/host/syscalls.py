@@ -42,6 +42,7 @@ FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 
+_CLONE_NEWNS: Final = 0x20000
 _UMOUNT_NOFOLLOW: Final = 0x8
 _RENAME_NOREPLACE: Final = 0x1
 
@@ -53,6 +54,10 @@ _STATX_BASIC: Final = 0x7FF
 _STATX_MNT_ID: Final = 0x1000
 _STATX_ATTR_MOUNT_ROOT: Final = 0x2000
 _STATX_SIZE: Final = 256
+
+_STATFS_SIZE: Final = 256
+_HANDLE: Final = struct.Struct("=Ii")
+"""struct file_handle: the length of what follows, and its kind."""
 
 _RETRIES: Final = 16
 """Bound on repeating a call that a signal or a rename elsewhere on the host interrupted."""
@@ -95,6 +100,11 @@ _statx: Final = _named("statx", _INT, _TEXT, _INT, _UINT, _BUFFER)
 _renameat2: Final = _named("renameat2", _INT, _TEXT, _INT, _TEXT, _UINT)
 _umount2: Final = _named("umount2", _TEXT, _INT)
 _fallocate: Final = _named("fallocate64", _INT, _INT, ctypes.c_int64, ctypes.c_int64)
+_ioctl: Final = _named("ioctl", _INT, ctypes.c_ulong, _BUFFER)
+_syncfs: Final = _named("syncfs", _INT)
+_unshare: Final = _named("unshare", _INT)
+_fstatfs: Final = _named("fstatfs64", _INT, _BUFFER)
+_open_by_handle_at: Final = _named("open_by_handle_at", _INT, _BUFFER, _INT)
 
 
 def _encoded(text: str) -> bytes:
@@ -212,6 +222,38 @@ def fsmount(fs_fd: int, *, attributes: int) -> int:
     return _checked(_fsmount(fs_fd, _FSMOUNT_CLOEXEC, attributes))
 
 
+def unshare_mounts() -> None:
+    """Give the calling thread alone a copy of the mount table and a working directory of its own, until it ends."""
+    _checked(_unshare(_CLONE_NEWNS))
+
+
 def quotactl_fd(fd: int, command: int, identity: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
     """Ask or tell the quota of the filesystem that ``fd`` lies on (kernel 5.14)."""
     _checked(_quotactl_fd(fd, command, identity, buffer))
+
+
+def ioctl(fd: int, request: int, buffer: bytearray) -> int:
+    """Like ``fcntl.ioctl``, which keeps the interpreter lock where a buffer to be written to has more than 1024 bytes.
+
+    That would stop every thread for as long as the kernel waits for a disk. The kernel's answer is in the buffer.
+    """
+    return _checked(_ioctl(fd, request, (ctypes.c_char * len(buffer)).from_buffer(buffer)))
+
+
+def syncfs(fd: int) -> None:
+    """Put on the disk all that was written to the filesystem ``fd`` lies on, by anybody; EIO where some of it was lost."""
+    _checked(_syncfs(fd))
+
+
+def filesystem_magic(fd: int) -> int:
+    """The number by which the kernel tells one kind of filesystem from another; an O_PATH descriptor will do."""
+    buffer = ctypes.create_string_buffer(_STATFS_SIZE)
+    _checked(_fstatfs(fd, buffer))
+    (magic,) = struct.unpack_from("@l", buffer)
+    return int(magic) & 0xFFFFFFFF
+
+
+def open_by_handle(fd: int, kind: int, handle: bytes, *, flags: int) -> int:
+    """Open what ``handle`` names on the filesystem of ``fd``, without a path; ESTALE where it is gone."""
+    buffer = ctypes.create_string_buffer(_HANDLE.pack(len(handle), kind) + handle)
+    return _checked(_open_by_handle_at(fd, buffer, flags | os.O_CLOEXEC))

@@ -24,17 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmoorage_csi/proto/moorage.proto\x12\nmoorage.v1\"<\n\x11WipeVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x14\n\x0creleased_uid\x18\x02 \x01(\t\"\x14\n\x12WipeVolumeResponse2V\n\x07Volumes\x12K\n\nWipeVolume\x12\x1d.moorage.v1.WipeVolumeRequest\x1a\x1e.moorage.v1.WipeVolumeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmoorage_csi/proto/moorage.proto\x12\nmoorage.v1\"<\n\x11WipeVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x14\n\x0creleased_uid\x18\x02 \x01(\t\"\x14\n\x12WipeVolumeResponse\"<\n\x13ShrinkVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"*\n\x14ShrinkVolumeResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\"\x9a\x02\n\x04Item\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x17\n\x0f\x63laim_namespace\x18\x05 \x01(\t\x12\x12\n\nclaim_name\x18\x06 \x01(\t\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\r\n\x05\x62lock\x18\x08 \x01(\x08\x12\x12\n\nfilesystem\x18\t \x01(\t\x12.\n\x07\x63ontext\x18\n \x03(\x0b\x32\x1d.moorage.v1.Item.ContextEntry\x12\x18\n\x10source_volume_id\x18\x0b \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x14\n\x12ListDeletedRequest\"\x99\x01\n\x13ListDeletedResponse\x12\x36\n\x07\x65ntries\x18\x01 \x03(\x0b\x32%.moorage.v1.ListDeletedResponse.Entry\x1aJ\n\x05\x45ntry\x12\x1e\n\x04item\x18\x01 \x01(\x0b\x32\x10.moorage.v1.Item\x12\x12\n\ndeleted_at\x18\x02 \x01(\x01\x12\r\n\x05where\x18\x03 \x01(\t\"#\n\x15RestoreDeletedRequest\x12\n\n\x02id\x18\x01 \x01(\t\"8\n\x16RestoreDeletedResponse\x12\x1e\n\x04item\x18\x01 \x01(\x0b\x32\x10.moorage.v1.Item2\xd2\x02\n\x07Volumes\x12K\n\nWipeVolume\x12\x1d.moorage.v1.WipeVolumeRequest\x1a\x1e.moorage.v1.WipeVolumeResponse\x12Q\n\x0cShrinkVolume\x12\x1f.moorage.v1.ShrinkVolumeRequest\x1a .moorage.v1.ShrinkVolumeResponse\x12N\n\x0bListDeleted\x12\x1e.moorage.v1.ListDeletedRequest\x1a\x1f.moorage.v1.ListDeletedResponse\x12W\n\x0eRestoreDeleted\x12!.moorage.v1.RestoreDeletedRequest\x1a\".moorage.v1.RestoreDeletedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'moorage_csi.proto.moorage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ITEM_CONTEXTENTRY']._loaded_options = None
+  _globals['_ITEM_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_WIPEVOLUMEREQUEST']._serialized_start=47
   _globals['_WIPEVOLUMEREQUEST']._serialized_end=107
   _globals['_WIPEVOLUMERESPONSE']._serialized_start=109
   _globals['_WIPEVOLUMERESPONSE']._serialized_end=129
-  _globals['_VOLUMES']._serialized_start=131
-  _globals['_VOLUMES']._serialized_end=217
+  _globals['_SHRINKVOLUMEREQUEST']._serialized_start=131
+  _globals['_SHRINKVOLUMEREQUEST']._serialized_end=191
+  _globals['_SHRINKVOLUMERESPONSE']._serialized_start=193
+  _globals['_SHRINKVOLUMERESPONSE']._serialized_end=235
+  _globals['_ITEM']._serialized_start=238
+  _globals['_ITEM']._serialized_end=520
+  _globals['_ITEM_CONTEXTENTRY']._serialized_start=474
+  _globals['_ITEM_CONTEXTENTRY']._serialized_end=520
+  _globals['_LISTDELETEDREQUEST']._serialized_start=522
+  _globals['_LISTDELETEDREQUEST']._serialized_end=542
+  _globals['_LISTDELETEDRESPONSE']._serialized_start=545
+  _globals['_LISTDELETEDRESPONSE']._serialized_end=698
+  _globals['_LISTDELETEDRESPONSE_ENTRY']._serialized_start=624
+  _globals['_LISTDELETEDRESPONSE_ENTRY']._serialized_end=698
+  _globals['_RESTOREDELETEDREQUEST']._serialized_start=700
+  _globals['_RESTOREDELETEDREQUEST']._serialized_end=735
+  _globals['_RESTOREDELETEDRESPONSE']._serialized_start=737
+  _globals['_RESTOREDELETEDRESPONSE']._serialized_end=793
+  _globals['_VOLUMES']._serialized_start=796
+  _globals['_VOLUMES']._serialized_end=1134
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,21 @@ class VolumesStub:
                 request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.SerializeToString,
                 response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.FromString,
                 _registered_method=True)
+        self.ShrinkVolume = channel.unary_unary(
+                '/moorage.v1.Volumes/ShrinkVolume',
+                request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeRequest.SerializeToString,
+                response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeResponse.FromString,
+                _registered_method=True)
+        self.ListDeleted = channel.unary_unary(
+                '/moorage.v1.Volumes/ListDeleted',
+                request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.SerializeToString,
+                response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedResponse.FromString,
+                _registered_method=True)
+        self.RestoreDeleted = channel.unary_unary(
+                '/moorage.v1.Volumes/RestoreDeleted',
+                request_serializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedRequest.SerializeToString,
+                response_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedResponse.FromString,
+                _registered_method=True)
 
 
 class VolumesServicer:
@@ -53,6 +68,31 @@ class VolumesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShrinkVolume(self, request, context):
+        """Makes a volume smaller whose size is held by a quota, in use or not; the CSI only has growing. Smaller already is a success.
+        FAILED_PRECONDITION: more is in use than that, it is growing, or its size is that of an image.
+        OUT_OF_RANGE: less than a volume can have. UNAVAILABLE: a step failed, ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeleted(self, request, context):
+        """Lists what was deleted on this node and can be had back, in all open pools.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreDeleted(self, request, context):
+        """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
+        NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+        FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +100,21 @@ def add_VolumesServicer_to_server(servicer, server):
                     servicer.WipeVolume,
                     request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.FromString,
                     response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.SerializeToString,
+            ),
+            'ShrinkVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShrinkVolume,
+                    request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeRequest.FromString,
+                    response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeResponse.SerializeToString,
+            ),
+            'ListDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeleted,
+                    request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.FromString,
+                    response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedResponse.SerializeToString,
+            ),
+            'RestoreDeleted': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreDeleted,
+                    request_deserializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedRequest.FromString,
+                    response_serializer=moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +144,87 @@ class Volumes:
             '/moorage.v1.Volumes/WipeVolume',
             moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeRequest.SerializeToString,
             moorage__csi_dot_proto_dot_moorage__pb2.WipeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShrinkVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Volumes/ShrinkVolume',
+            moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeRequest.SerializeToString,
+            moorage__csi_dot_proto_dot_moorage__pb2.ShrinkVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Volumes/ListDeleted',
+            moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedRequest.SerializeToString,
+            moorage__csi_dot_proto_dot_moorage__pb2.ListDeletedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreDeleted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Volumes/RestoreDeleted',
+            moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedRequest.SerializeToString,
+            moorage__csi_dot_proto_dot_moorage__pb2.RestoreDeletedResponse.FromString,
             options,
             channel_credentials,
             insecure,

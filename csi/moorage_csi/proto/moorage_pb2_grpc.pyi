@@ -36,6 +36,18 @@ class VolumesStub:
     NOT_FOUND: no pool has the volume. FAILED_PRECONDITION: it is in use on this node, and is left as it is.
     ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again with the same uid, it goes on where it stopped.
     """
+    ShrinkVolume: _grpc.UnaryUnaryMultiCallable[_moorage_pb2.ShrinkVolumeRequest, _moorage_pb2.ShrinkVolumeResponse]
+    """Makes a volume smaller whose size is held by a quota, in use or not; the CSI only has growing. Smaller already is a success.
+    FAILED_PRECONDITION: more is in use than that, it is growing, or its size is that of an image.
+    OUT_OF_RANGE: less than a volume can have. UNAVAILABLE: a step failed, ask again.
+    """
+    ListDeleted: _grpc.UnaryUnaryMultiCallable[_moorage_pb2.ListDeletedRequest, _moorage_pb2.ListDeletedResponse]
+    """Lists what was deleted on this node and can be had back, in all open pools."""
+    RestoreDeleted: _grpc.UnaryUnaryMultiCallable[_moorage_pb2.RestoreDeletedRequest, _moorage_pb2.RestoreDeletedResponse]
+    """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
+    NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+    FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
+    """
 
 @_typing.type_check_only
 class VolumesAsyncStub(VolumesStub):
@@ -44,6 +56,18 @@ class VolumesAsyncStub(VolumesStub):
     """Replaces the content of a volume by a fresh one of the same id, size, backend and filesystem.
     NOT_FOUND: no pool has the volume. FAILED_PRECONDITION: it is in use on this node, and is left as it is.
     ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again with the same uid, it goes on where it stopped.
+    """
+    ShrinkVolume: _aio.UnaryUnaryMultiCallable[_moorage_pb2.ShrinkVolumeRequest, _moorage_pb2.ShrinkVolumeResponse]  # type: ignore[assignment]
+    """Makes a volume smaller whose size is held by a quota, in use or not; the CSI only has growing. Smaller already is a success.
+    FAILED_PRECONDITION: more is in use than that, it is growing, or its size is that of an image.
+    OUT_OF_RANGE: less than a volume can have. UNAVAILABLE: a step failed, ask again.
+    """
+    ListDeleted: _aio.UnaryUnaryMultiCallable[_moorage_pb2.ListDeletedRequest, _moorage_pb2.ListDeletedResponse]  # type: ignore[assignment]
+    """Lists what was deleted on this node and can be had back, in all open pools."""
+    RestoreDeleted: _aio.UnaryUnaryMultiCallable[_moorage_pb2.RestoreDeletedRequest, _moorage_pb2.RestoreDeletedResponse]  # type: ignore[assignment]
+    """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
+    NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+    FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
     """
 
 class VolumesServicer(metaclass=_abc_1.ABCMeta):
@@ -56,6 +80,36 @@ class VolumesServicer(metaclass=_abc_1.ABCMeta):
         """Replaces the content of a volume by a fresh one of the same id, size, backend and filesystem.
         NOT_FOUND: no pool has the volume. FAILED_PRECONDITION: it is in use on this node, and is left as it is.
         ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again with the same uid, it goes on where it stopped.
+        """
+
+    @_abc_1.abstractmethod
+    def ShrinkVolume(
+        self,
+        request: _moorage_pb2.ShrinkVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_moorage_pb2.ShrinkVolumeResponse, _abc.Awaitable[_moorage_pb2.ShrinkVolumeResponse]]:
+        """Makes a volume smaller whose size is held by a quota, in use or not; the CSI only has growing. Smaller already is a success.
+        FAILED_PRECONDITION: more is in use than that, it is growing, or its size is that of an image.
+        OUT_OF_RANGE: less than a volume can have. UNAVAILABLE: a step failed, ask again.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeleted(
+        self,
+        request: _moorage_pb2.ListDeletedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_moorage_pb2.ListDeletedResponse, _abc.Awaitable[_moorage_pb2.ListDeletedResponse]]:
+        """Lists what was deleted on this node and can be had back, in all open pools."""
+
+    @_abc_1.abstractmethod
+    def RestoreDeleted(
+        self,
+        request: _moorage_pb2.RestoreDeletedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_moorage_pb2.RestoreDeletedResponse, _abc.Awaitable[_moorage_pb2.RestoreDeletedResponse]]:
+        """Takes back what was deleted: whole, under its id, and its size is promised again. That it is there already is a success.
+        NOT_FOUND: nothing of that id can be had back. ALREADY_EXISTS: the id has been given anew. RESOURCE_EXHAUSTED: its room was promised to others meanwhile.
+        FAILED_PRECONDITION: its record cannot be trusted. ABORTED, UNAVAILABLE, DEADLINE_EXCEEDED: ask again.
         """
 
 def add_VolumesServicer_to_server(servicer: VolumesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

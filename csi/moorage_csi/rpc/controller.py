@@ -24,16 +24,34 @@ from moorage_csi.errors import (
 from moorage_csi.proto import csi_pb2 as csi
 from moorage_csi.proto import csi_pb2_grpc
 from moorage_csi.rpc import validation
-from moorage_csi.rpc.compatibility import context_of, refuse_other_context, refuse_unusable
+from moorage_csi.rpc.compatibility import context_of, refuse_other_context, refuse_unmodifiable, refuse_unusable
+from moorage_csi.rpc.expanding import Expander
 from moorage_csi.rpc.guard import Guard
+from moorage_csi.rpc.inventory import Inventory, snapshot_of
+from moorage_csi.rpc.modifying import Modifier
 from moorage_csi.rpc.pools import OpenPool, Pools, Station
 from moorage_csi.rpc.provisioning import Provisioner
+from moorage_csi.rpc.snapshots import Snapshotter
+from moorage_csi.rpc.sources import Sources
 from moorage_csi.rpc.unoffered import unoffered
-from moorage_csi.rpc.validation import Access, Creation
+from moorage_csi.rpc.validation import Access, Creation, Range
 from moorage_csi.volumes.record import Record, VolumeId
 
 _Rpc = csi.ControllerServiceCapability.RPC
-_CAPABILITIES: Final = (_Rpc.CREATE_DELETE_VOLUME, _Rpc.GET_CAPACITY, _Rpc.SINGLE_NODE_MULTI_WRITER)
+_CAPABILITIES: Final = (
+    _Rpc.CLONE_VOLUME,
+    _Rpc.CREATE_DELETE_SNAPSHOT,
+    _Rpc.CREATE_DELETE_VOLUME,
+    _Rpc.EXPAND_VOLUME,
+    _Rpc.GET_CAPACITY,
+    _Rpc.GET_SNAPSHOT,
+    _Rpc.GET_VOLUME,
+    _Rpc.LIST_SNAPSHOTS,
+    _Rpc.LIST_VOLUMES,
+    _Rpc.MODIFY_VOLUME,
+    _Rpc.SINGLE_NODE_MULTI_WRITER,
+    _Rpc.VOLUME_CONDITION,
+)
 
 _SAYS: Final = "ControllerGetCapabilities"
 
@@ -53,7 +71,14 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         self._pools = pools
         self._node_name = node_name
         self._guard = guard
+        self._sources = Sources(pools=pools, node_name=node_name, guard=guard)
         self._provisioner = Provisioner(node_name=node_name, clock=clock, new_uuid=new_uuid)
+        self._snapshotter = Snapshotter(
+            pools=pools, sources=self._sources, node_name=node_name, guard=guard, clock=clock, new_uuid=new_uuid
+        )
+        self._expander = Expander()
+        self._modifier = Modifier()
+        self._inventory = Inventory(pools=pools, node_name=node_name)
 
     async def CreateVolume(  # noqa: N802 - the protocol's name
         self, request: csi.CreateVolumeRequest, context: object
@@ -71,7 +96,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 "accessibility_requirements.requisite does not name it: ask the plugin of a node that it names"
             )
         record = await self._guard.run(wish.id, lambda: self._create(station, wish))
-        return csi.CreateVolumeResponse(volume=self._volume(station, record))
+        return csi.CreateVolumeResponse(volume=self._inventory.volume(station, record))
 
     async def DeleteVolume(  # noqa: N802 - the protocol's name
         self, request: csi.DeleteVolumeRequest, context: object
@@ -82,7 +107,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         """
         del context
         volume = validation.volume_id(request.volume_id)
-        await self._guard.run(volume, lambda: self._delete(volume))
+        await self._guard.run(volume, lambda: self._delete(volume), takes_away=True)
         return csi.DeleteVolumeResponse()
 
     async def ValidateVolumeCapabilities(  # noqa: N802 - the protocol's name
@@ -100,6 +125,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         try:
             refuse_unusable(record, validation.access(request.volume_capabilities), shared=station.settings.shared)
             refuse_other_context(request.volume_context, context_of(record))
+            if validation.mutable_parameters(request.mutable_parameters) is not None:
+                refuse_unmodifiable(record)
         except DriverError as error:
             return csi.ValidateVolumeCapabilitiesResponse(message=str(error))
         return csi.ValidateVolumeCapabilitiesResponse(
@@ -107,6 +134,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 volume_context=request.volume_context,
                 volume_capabilities=request.volume_capabilities,
                 parameters=request.parameters,
+                mutable_parameters=request.mutable_parameters,
             )
         )
 
@@ -144,6 +172,96 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             minimum_volume_size=Int64Value(value=minimum),
         )
 
+    async def CreateSnapshot(  # noqa: N802 - the protocol's name
+        self, request: csi.CreateSnapshotRequest, context: object
+    ) -> csi.CreateSnapshotResponse:
+        """Take a snapshot, or answer with the one that is there, or say that it is not ready to use yet.
+
+        A retry after a crash at any step finds nothing, the finished snapshot, or a torso that it throws away first.
+        """
+        del context
+        name = validation.snapshot_name(request)
+        snapshot = await self._snapshotter.take(name, validation.source_volume_id(request.source_volume_id))
+        return csi.CreateSnapshotResponse(snapshot=snapshot_of(snapshot))
+
+    async def DeleteSnapshot(  # noqa: N802 - the protocol's name
+        self, request: csi.DeleteSnapshotRequest, context: object
+    ) -> csi.DeleteSnapshotResponse:
+        """Delete a snapshot; one that no pool has is deleted already. What was made of it stays.
+
+        A retry after a crash finds it as it was, or ``deleting`` and finishes that, or none.
+        """
+        del context
+        await self._snapshotter.delete(validation.snapshot_id(request.snapshot_id))
+        return csi.DeleteSnapshotResponse()
+
+    async def ListSnapshots(  # noqa: N802 - the protocol's name
+        self, request: csi.ListSnapshotsRequest, context: object
+    ) -> csi.ListSnapshotsResponse:
+        """The snapshots on this node, by pages, all or those of one volume or one id; changes nothing."""
+        del context
+        return await self._inventory.snapshots(
+            token=request.starting_token,
+            most=request.max_entries,
+            source=request.source_volume_id,
+            wanted=request.snapshot_id,
+        )
+
+    async def GetSnapshot(  # noqa: N802 - the protocol's name
+        self, request: csi.GetSnapshotRequest, context: object
+    ) -> csi.GetSnapshotResponse:
+        """One snapshot; changes nothing."""
+        del context
+        wanted = validation.snapshot_id(request.snapshot_id)
+        found = await self._pools.find_snapshot(wanted)
+        if found is None:
+            raise NotFoundError(f"snapshot {wanted} is not on {self._node_name}")
+        return csi.GetSnapshotResponse(snapshot=snapshot_of(found[1]))
+
+    async def ControllerExpandVolume(  # noqa: N802 - the protocol's name
+        self, request: csi.ControllerExpandVolumeRequest, context: object
+    ) -> csi.ControllerExpandVolumeResponse:
+        """Make a volume larger, in use or not; what the node has still to do is said.
+
+        A retry after a crash at any step finds in the record what it is growing to, and goes on; see ``expanding``.
+        """
+        del context
+        volume = validation.volume_id(request.volume_id)
+        if not request.HasField("capacity_range"):
+            raise InvalidArgumentError("capacity_range is missing: say how large the volume is to be")
+        wish = validation.capacity_range(request.capacity_range)
+        record = await self._guard.run(volume, lambda: self._expand(volume, wish))
+        return csi.ControllerExpandVolumeResponse(
+            capacity_bytes=record.growing_to or record.size, node_expansion_required=record.growing_to is not None
+        )
+
+    async def ControllerModifyVolume(  # noqa: N802 - the protocol's name
+        self, request: csi.ControllerModifyVolumeRequest, context: object
+    ) -> csi.ControllerModifyVolumeResponse:
+        """Change what becomes of a volume when it is deleted, in use or not; see ``modifying``.
+
+        A retry after a crash finds the volume as it was, or as it is to be.
+        """
+        del context
+        volume = validation.volume_id(request.volume_id)
+        on_delete = validation.modification(request.mutable_parameters)
+        await self._guard.run(volume, lambda: self._modify(volume, on_delete))
+        return csi.ControllerModifyVolumeResponse()
+
+    async def ListVolumes(  # noqa: N802 - the protocol's name
+        self, request: csi.ListVolumesRequest, context: object
+    ) -> csi.ListVolumesResponse:
+        """The volumes of this node, by pages, with their condition and whether they are in use; changes nothing."""
+        del context
+        return await self._inventory.page(token=request.starting_token, most=request.max_entries)
+
+    async def ControllerGetVolume(  # noqa: N802 - the protocol's name
+        self, request: csi.ControllerGetVolumeRequest, context: object
+    ) -> csi.ControllerGetVolumeResponse:
+        """One volume, with its condition; changes nothing."""
+        del context
+        return await self._inventory.look(validation.volume_id(request.volume_id))
+
     async def ControllerGetCapabilities(  # noqa: N802 - the protocol's name
         self, request: csi.ControllerGetCapabilitiesRequest, context: object
     ) -> csi.ControllerGetCapabilitiesResponse:
@@ -158,14 +276,6 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     ControllerPublishVolume = unoffered("ControllerPublishVolume", instead=_SAYS)
     ControllerUnpublishVolume = unoffered("ControllerUnpublishVolume", instead=_SAYS)
-    ListVolumes = unoffered("ListVolumes", instead=_SAYS)
-    CreateSnapshot = unoffered("CreateSnapshot", instead=_SAYS)
-    DeleteSnapshot = unoffered("DeleteSnapshot", instead=_SAYS)
-    ListSnapshots = unoffered("ListSnapshots", instead=_SAYS)
-    GetSnapshot = unoffered("GetSnapshot", instead=_SAYS)
-    ControllerExpandVolume = unoffered("ControllerExpandVolume", instead=_SAYS)
-    ControllerGetVolume = unoffered("ControllerGetVolume", instead=_SAYS)
-    ControllerModifyVolume = unoffered("ControllerModifyVolume", instead=_SAYS)
 
     async def _create(self, station: Station, wish: Creation) -> Record:
         found = await self._pools.find(wish.id, certain=False)
@@ -173,18 +283,28 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             raise AlreadyExistsError(
                 f"volume {wish.name} is in pool {found[0].name}, and is asked for in pool {station.name}: delete it first"
             )
-        return await self._provisioner.create(station, wish)
+        source = wish.source
+        if source is None:
+            return await self._provisioner.create(station, wish)
+        with self._sources.kept(source):
+            return await self._provisioner.create(station, wish, find_source=lambda: self._sources.find(source))
 
     async def _delete(self, volume: VolumeId) -> None:
         found = await self._pools.find(volume)
         if found is not None:
             await self._provisioner.delete(*found)
 
-    def _volume(self, station: Station, record: Record) -> csi.Volume:
-        volume = csi.Volume(volume_id=record.id, capacity_bytes=record.size, volume_context=context_of(record))
-        if not station.settings.shared:
-            volume.accessible_topology.add(segments={TOPOLOGY_KEY: self._node_name})
-        return volume
+    async def _expand(self, volume: VolumeId, wish: Range) -> Record:
+        found = await self._pools.find(volume)
+        if found is None:
+            raise NotFoundError(f"volume {volume} is not on {self._node_name}")
+        return await self._expander.expand(*found, wish)
+
+    async def _modify(self, volume: VolumeId, on_delete: str) -> None:
+        found = await self._pools.find(volume)
+        if found is None:
+            raise NotFoundError(f"volume {volume} is not on {self._node_name}")
+        await self._modifier.modify(found[0], volume, on_delete=on_delete)
 
     def _here(self, topologies: Iterable[csi.Topology]) -> bool:
         """Whether one of these places is this node; no place at all means anywhere."""

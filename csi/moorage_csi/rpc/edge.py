@@ -43,11 +43,13 @@ READ_ONLY: Final = frozenset(
         "ControllerGetVolume",
         "ListSnapshots",
         "GetSnapshot",
+        "GroupControllerGetCapabilities",
         "NodeGetVolumeStats",
         "NodeGetCapabilities",
         "NodeGetInfo",
         "GetInfo",
         "NotifyRegistrationStatus",
+        "ListDeleted",
     }
 )
 """RPCs that begin nothing. Any other name counts as changing something, so that a new one errs on the safe side."""
@@ -138,7 +140,7 @@ def _strings(field: FieldDescriptor, value: Any) -> Iterator[str]:
 
 def subject_of(message: Message) -> str:
     """Return the id or name of what the request is about; empty when it is about nothing in particular."""
-    for key in ("volume_id", "snapshot_id", "name"):
+    for key in ("volume_id", "snapshot_id", "group_snapshot_id", "name", "id"):
         if key in message.DESCRIPTOR.fields_by_name and (value := getattr(message, key)):
             return str(value)
     return ""

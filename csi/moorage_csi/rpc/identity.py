@@ -53,13 +53,17 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     async def GetPluginCapabilities(  # noqa: N802 - the protocol's name
         self, request: csi_pb2.GetPluginCapabilitiesRequest, context: object
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """Say that there is a Controller service, and that a volume is reachable from some nodes only."""
+        """Say that there is a Controller and a GroupController, and that a volume is reachable from some nodes only."""
         del request, context
         service = csi_pb2.PluginCapability.Service
         return csi_pb2.GetPluginCapabilitiesResponse(
             capabilities=[
                 csi_pb2.PluginCapability(service=service(type=kind))
-                for kind in (service.CONTROLLER_SERVICE, service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
+                for kind in (
+                    service.CONTROLLER_SERVICE,
+                    service.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+                    service.GROUP_CONTROLLER_SERVICE,
+                )
             ]
         )
 

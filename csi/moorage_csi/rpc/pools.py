@@ -6,20 +6,25 @@ one pool is closed, a volume that no other pool knows may be in it, so it is nev
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from moorage_csi.errors import DriverError, UnavailableError
-from moorage_csi.rpc.station import OpenPool, PoolReport, Station
+from moorage_csi.rpc.openpool import OpenPool
+from moorage_csi.rpc.station import PoolReport, Station
 from moorage_csi.volumes.disk import Disks
-from moorage_csi.volumes.pool import PoolSettings
-from moorage_csi.volumes.record import Record, VolumeId
+from moorage_csi.volumes.ids import SnapshotId, VolumeId
+from moorage_csi.volumes.pool import Pool, PoolSettings
+from moorage_csi.volumes.record import Record
+from moorage_csi.volumes.snapshot import Snapshot
+
+Found = TypeVar("Found", Record, Snapshot)
 
 __all__ = ["OpenPool", "PoolReport", "Pools", "Station"]
 
-START_PATIENCE: Final = 5.0
-"""Seconds that the start waits for pools to open; one that takes longer opens later."""
+LOOK_PATIENCE: Final = 5.0
+"""Seconds that a look into a pool that nodes share may take."""
 
 
 class Pools:
@@ -37,8 +42,9 @@ class Pools:
             if len(set(values)) != len(values):
                 raise ValueError(f"two pools have the same {key}: {', '.join(values)}")
         disks = Disks()
-        self._stations = {one.name: Station(one, node=node_name, disks=disks) for one in settings}
-        self._opening: list[asyncio.Task[None]] = []
+        self._stations = {
+            one.name: Station(one, node=node_name, disks=disks, siblings=len(settings) > 1) for one in settings
+        }
         self._removals: list[asyncio.Task[None]] = []
 
     @property
@@ -59,18 +65,14 @@ class Pools:
 
         Never raises for a pool that cannot be opened, and does not wait long for one whose disk hangs.
         """
-        self._opening = [asyncio.create_task(self._open(station)) for station in self]
-        done, _ = await asyncio.wait(self._opening, timeout=START_PATIENCE)
-        for task in done:
-            task.result()
+        await asyncio.gather(*(self._open(station) for station in self))
         self._removals = [asyncio.create_task(station.remove_trash()) for station in self]
 
     async def close(self) -> None:
         """Stop removing trash and begin nothing more."""
-        tasks = [*self._opening, *self._removals]
-        for task in tasks:
+        for task in self._removals:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._removals, return_exceptions=True)
         for station in self:
             station.close()
 
@@ -83,28 +85,44 @@ class Pools:
             PreconditionError: a pool has it, and its record cannot be trusted.
             UnavailableError: no open pool has it, and there is one that cannot be opened.
         """
+        return await self._search(volume, lambda pool: pool.find(volume), certain=certain)
+
+    async def find_snapshot(self, snapshot: SnapshotId) -> tuple[Station, Snapshot] | None:
+        """The pool that has the snapshot, and its record; otherwise like ``find``."""
+        return await self._search(snapshot, lambda pool: pool.snapshots.find(snapshot), certain=True)
+
+    async def _search(
+        self, wanted: str, find: Callable[[Pool], Found | None], *, certain: bool
+    ) -> tuple[Station, Found] | None:
         closed: DriverError | None = None
-        for station in self:
+        # Those that answer from memory first: what is in one of them does not wait for one whose disk hangs.
+        for station in sorted(self, key=lambda each: (each.ready is None, each.settings.shared)):
             try:
                 opened = await station.open()
             except DriverError as error:
                 closed = error
                 continue
-            record = await self._look(station, opened, volume)
-            if record is not None:
-                return station, record
+            try:
+                found = await self._look(station, opened, find)
+            except TimeoutError:
+                closed = UnavailableError(f"pool {station.name} does not answer, its disk may hang")
+                continue
+            if found is not None:
+                return station, found
         if certain and closed is not None:
-            raise UnavailableError(f"volume {volume} may be in a pool that is not open: {closed}") from closed
+            raise UnavailableError(f"{wanted} may be in a pool that is not open: {closed}") from closed
         return None
 
     def reports(self) -> tuple[PoolReport, ...]:
         """One report a pool; asks no disk."""
         return tuple(station.report() for station in self)
 
-    async def _look(self, station: Station, opened: OpenPool, volume: VolumeId) -> Record | None:
-        if station.settings.shared:
-            return await station.lane.run(lambda: opened.pool.find(volume))
-        return opened.pool.find(volume)
+    async def _look(self, station: Station, opened: OpenPool, find: Callable[[Pool], Found | None]) -> Found | None:
+        """Of a pool of this node alone from memory, of a shared one from its disk."""
+        if not station.settings.shared:
+            return find(opened.pool)
+        async with asyncio.timeout(LOOK_PATIENCE):
+            return await station.lane.run(lambda: find(opened.pool))
 
     async def _open(self, station: Station) -> None:
         with suppress(DriverError):

@@ -1,7 +1,8 @@
 """Making and deleting a volume: the steps, their order, and what is left if they stop between two.
 
 Creating: promise the size and write the record (``creating``) · make the storage · make the filesystem ·
-write the record (``ready``, and ``formatted`` with it, in one write). Whatever stops before the last
+write the record (``ready``, and ``formatted`` with it, in one write). A copy is made likewise: the storage with all that
+its source holds, and the filesystem in it grown, where it is to be larger. Whatever stops before the last
 write leaves a record in state ``creating``, and that is never continued: nobody can know how far the
 storage came, so the next attempt, or the next start, throws it away and begins with a new file. A
 filesystem is therefore made only in storage that the same attempt has made, never in one that was found.
@@ -9,7 +10,7 @@ filesystem is therefore made only in storage that the same attempt has made, nev
 A volume that is being wiped (see ``wiping``) was given to somebody: it is not made anew, and deleting it is
 like deleting one that is ready.
 
-Deleting: look that nobody uses it · write the record (``deleting``) · rename the folder into the trash.
+Deleting: look that nobody uses it · write the record (``deleting``) · give back its limit · rename the folder into the trash.
 Whatever stops before the rename is done again; after it there is nothing left to do.
 
 Both run with the volume's key held (see ``guard``), so that no two of them meet.
@@ -17,6 +18,7 @@ Both run with the volume's key held (see ``guard``), so that no two of them meet
 
 import contextlib
 import errno
+import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -24,18 +26,21 @@ from dataclasses import replace
 from typing import Final
 
 from moorage_csi import contract
-from moorage_csi.backends.backend import Backend, Shape
+from moorage_csi.backends.backend import Backend
 from moorage_csi.errors import (
     DriverError,
     ExhaustedError,
     InternalError,
     InvalidArgumentError,
+    OutOfRangeError,
     PreconditionError,
     UnavailableError,
 )
 from moorage_csi.host.commands import CommandError
 from moorage_csi.rpc.compatibility import refuse_different, refuse_unready
 from moorage_csi.rpc.pools import OpenPool, Station
+from moorage_csi.rpc.shapes import shape_of
+from moorage_csi.rpc.sources import Source
 from moorage_csi.rpc.validation import DEFAULT_PERMISSIONS, Creation, size_within
 from moorage_csi.volumes.record import GIVEN, Mode, Record, State
 
@@ -68,8 +73,13 @@ class Provisioner:
         self._new_uuid = new_uuid
         self._step = step
 
-    async def create(self, station: Station, wish: Creation) -> Record:
+    async def create(
+        self, station: Station, wish: Creation, *, find_source: Callable[[], Awaitable[Source]] | None = None
+    ) -> Record:
         """Make the volume in this pool, or find it made. A failure leaves nothing behind.
+
+        ``find_source`` is for a copy: it is asked only where nothing is made yet, since a source may be gone by then. The
+        caller keeps it from being taken away.
 
         Raises:
             AlreadyExistsError: there is one of that name that is not what is asked for.
@@ -84,20 +94,20 @@ class Provisioner:
             refuse_different(existing, wish)
             refuse_unready(existing)
             return existing
-        record = self._plan(opened, wish)
         if existing is not None:
             await self._throw_away(station, opened, existing)
-        await station.lane.run(lambda: opened.pool.begin(record))
-        self._step("begun")
-        made = await self._undoing(station, opened, record, lambda: self._fill(station, opened, record))
+        if find_source is None:
+            made = await self._make_empty(station, opened, wish)
+        else:
+            made = await self._copy(station, opened, wish, await find_source())
         _log.info(
             "volume made",
             extra={
-                "volume": record.id,
+                "volume": made.id,
                 "pool": station.name,
-                "request_name": record.name,
-                "backend": record.backend,
-                "bytes": record.size,
+                "request_name": made.name,
+                "backend": made.backend,
+                "bytes": made.size,
             },
         )
         return made
@@ -150,7 +160,49 @@ class Provisioner:
             quota=backend.promise(parameters.quota),
             on_delete=parameters.on_delete,
             created=self._clock(),
+            ephemeral_at=wish.ephemeral_at,
         )
+
+    async def _make_empty(self, station: Station, opened: OpenPool, wish: Creation) -> Record:
+        record = self._plan(opened, wish)
+        await station.lane.run(lambda: opened.pool.begin(record))
+        self._step("begun")
+        return await self._undoing(station, opened, record, lambda: self._fill(station, opened, record))
+
+    async def _copy(self, station: Station, opened: OpenPool, wish: Creation, source: Source) -> Record:
+        record = copied(self._plan(opened, as_source(wish, source)), source, opened=opened)
+        await station.lane.run(lambda: opened.pool.begin(record))
+        self._step("begun")
+        return await self._undoing(station, opened, record, lambda: self._fill_from(source, station, opened, record))
+
+    async def _fill_from(self, source: Source, station: Station, opened: OpenPool, record: Record) -> Record:
+        """Copy the source; returns the record of the volume that is ready."""
+        backend = opened.backend_of(record)
+
+        def copy() -> None:
+            with source.folder() as origin, opened.pool.folder(record.id) as folder:
+                if isinstance(source.what, Record):
+                    source.pool.book_copy(source.what, origin)
+                backend.copy(origin, folder, shape_of(record), pace=station.pace)
+
+        async def fit() -> None:
+            with opened.pool.folder(record.id) as folder:
+                await backend.fit(folder, shape_of(record))
+
+        await station.copying.run(copy)
+        self._step("copied")
+        if record.filesystem:
+            # What lies in it may be smaller than its source was to be, which was growing when it was copied.
+            try:
+                await station.run_program(fit)
+            except CommandError as error:
+                # One that is damaged is copied as it is, and publishing says what is wrong; it can only not become larger.
+                if record.size > source.what.size or _FULL_WORDS in error.stderr:
+                    raise
+            self._step("fitted")
+        ready = await station.lane.run(lambda: become_ready(opened, record))
+        self._step("ready")
+        return ready
 
     async def _fill(self, station: Station, opened: OpenPool, record: Record) -> Record:
         """Make what the record promises; returns the record of the volume that is ready."""
@@ -184,29 +236,61 @@ class Provisioner:
         """Remove what nobody was ever given, and end a deletion that was begun."""
 
         def throw_away() -> None:
-            with contextlib.suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
-                opened.backend_of(record).retire(folder)
-            opened.pool.discard(record)
+            opened.pool.discard(record, retire=functools.partial(opened.retire, record))
 
         await station.lane.run(throw_away)
         station.discarded()
 
-    def _take_out(self, opened: OpenPool, record: Record) -> None:
-        backend = opened.backend_of(record)
-        try:
-            with opened.pool.folder(record.id) as folder:
+    def _take_out(self, opened: OpenPool, known: Record) -> None:
+        # Another node of a shared pool may have changed the record since, or have been faster.
+        with opened.pool.alone():
+            record = opened.pool.find(known.id)
+            if record is None:
+                return
+            backend = opened.backend_of(record)
+            with contextlib.suppress(FileNotFoundError), opened.pool.folder(record.id) as folder:
                 if record.state in GIVEN and (users := backend.users(folder)):
                     raise PreconditionError(
                         f"volume {record.id} is in use on {self._node_name} ({', '.join(users)}) and is not deleted: "
                         "unpublish it first"
                     )
                 self._step("unused")
-                backend.retire(folder)
-        except FileNotFoundError:
-            # Another node of a shared pool was faster.
-            return
-        opened.pool.discard(record)
+            opened.pool.discard(record, retire=functools.partial(opened.retire, record))
         self._step("discarded")
+
+
+def as_source(wish: Creation, source: Source) -> Creation:
+    """The wish with what follows from its source: backend, filesystem, and a size that holds it.
+
+    Raises:
+        InvalidArgumentError: it asks for something else than the source is.
+        OutOfRangeError: it may not be as large as the source.
+    """
+    what, access, parameters = source.what, wish.access, wish.parameters
+    if access.block is not source.block:
+        raise InvalidArgumentError(
+            f"{what.id} is of mode {what.mode}, and a copy of it is one too: ask for volumeMode "
+            f"{'Block' if source.block else 'Filesystem'}"
+        )
+    if access.filesystem not in ("", what.filesystem or access.filesystem):
+        raise InvalidArgumentError(f"{what.id} has {what.filesystem}, and a copy of it cannot have {access.filesystem}")
+    if parameters.backend not in (contract.BACKEND_AUTO, what.backend):
+        raise InvalidArgumentError(
+            f"{what.id} is of backend {what.backend}, and a copy of it cannot be of backend {parameters.backend}"
+        )
+    if wish.range.limit is not None and wish.range.limit < source.size:
+        raise OutOfRangeError(f"{what.id} has {source.size} bytes, and a copy of it may have {wish.range.limit} only")
+    return replace(
+        wish,
+        access=replace(access, filesystem=what.filesystem or access.filesystem),
+        parameters=replace(parameters, backend=what.backend),
+        range=replace(wish.range, required=max(wish.range.required or 0, source.size)),
+    )
+
+
+def copied(record: Record, source: Source, *, opened: OpenPool) -> Record:
+    """The record of a copy: of what, and whether the two may have data in common, of which two pools of one disk may."""
+    return replace(record, source=source.what.id, shares=opened.no_reflink is None and source.pool.disk == opened.disk)
 
 
 def make_storage(opened: OpenPool, record: Record) -> None:
@@ -217,9 +301,12 @@ def make_storage(opened: OpenPool, record: Record) -> None:
 
 async def make_filesystem(station: Station, opened: OpenPool, record: Record) -> None:
     """Make the filesystem in storage that the same attempt has just made; the record says that there is none."""
-    async with station.formatting:
+
+    async def make() -> None:
         with opened.pool.folder(record.id) as folder:
             await opened.backend_of(record).format(folder, shape_of(record))
+
+    await station.run_program(make)
 
 
 def become_ready(opened: OpenPool, record: Record) -> Record:
@@ -227,18 +314,6 @@ def become_ready(opened: OpenPool, record: Record) -> Record:
     ready = replace(record, formatted=bool(record.filesystem), state=State.READY)
     opened.pool.update(ready)
     return ready
-
-
-def shape_of(record: Record) -> Shape:
-    """What a backend has to know of the volume."""
-    return Shape(
-        uuid=record.uuid,
-        size=record.size,
-        block=record.mode is Mode.BLOCK,
-        filesystem=record.filesystem,
-        permissions=record.permissions,
-        quota=record.quota,
-    )
 
 
 def _kind(backend: Backend, filesystem: str) -> str:

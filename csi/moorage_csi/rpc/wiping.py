@@ -1,7 +1,7 @@
 """Wiping a volume for its next claim: the steps, their order, and what is left if they stop between two.
 
 Look that nobody uses it · write the record (``wiping``, with the claim's uid in it) · move the storage into
-the trash · write the record (not ``formatted``) · make new storage and its filesystem as for a new volume ·
+the trash · write the record (not ``formatted``, and no copy of anything any more) · make new storage and its filesystem as for a new volume ·
 write the record (``ready``, and ``formatted`` with it).
 
 From the first write on the volume cannot be published, and the next call brings it to an end: it moves
@@ -96,11 +96,12 @@ class Wiper:
                 )
             self._step("unused")
             record = self._begun(opened, record, released_uid)
-            backend.retire(folder)
+            opened.retire(record, folder)
         opened.pool.strip(record)
         self._step("stripped")
-        if record.formatted:
-            record = replace(record, formatted=False)
+        bare = replace(record, formatted=False, source=None, shares=False)
+        if record != bare:
+            record = bare
             opened.pool.update(record)
             self._step("bare")
         return record

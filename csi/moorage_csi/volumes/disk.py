@@ -22,6 +22,11 @@ class Disk:
         self.lock = threading.Lock()
         self._tenants: list[Tenant] = []
 
+    @property
+    def tenants(self) -> int:
+        """How many pools lie on it."""
+        return len(self._tenants)
+
     def join(self, tenant: Tenant) -> None:
         """Count the pool's promises from now on."""
         self._tenants.append(tenant)

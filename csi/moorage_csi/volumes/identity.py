@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from moorage_csi.contract import BACKEND_AUTO, BACKENDS
 from moorage_csi.errors import PreconditionError, UnavailableError
 from moorage_csi.host.paths import Directory
 
 FILE: Final = "pool.json"
 VERSION: Final = 1
+
+_KEPT: Final = frozenset(BACKENDS) - {BACKEND_AUTO}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +99,8 @@ def _parse(content: bytes, *, path: str) -> Identity:
             "version": 1,
             "uuid": str() as identity,
             "created": float() | int() as created,
-            "backend": (None | "image" | "directory") as backend,
-        }:
+            "backend": (None | str()) as backend,
+        } if backend is None or backend in _KEPT:
             return Identity(uuid=identity, created=float(created), backend=backend)
         case _:
             raise _distrust(path, "version, uuid, created or backend is missing or not of its kind")

@@ -38,11 +38,16 @@ class Lane:
         """
         if self._inside >= self._most:
             raise UnavailableError(f"{self._name} has {self._inside} calls waiting, its disk may hang: ask again later")
-        self._inside += 1
         context = contextvars.copy_context()
         future = asyncio.get_running_loop().run_in_executor(self._threads, lambda: context.run(work))
+        self._inside += 1
         future.add_done_callback(self._left)
         return await asyncio.shield(future)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not self._inside
 
     def close(self) -> None:
         """Begin nothing more; what runs goes on."""

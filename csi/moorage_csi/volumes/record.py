@@ -9,20 +9,41 @@ is missing.
 
 import enum
 import json
-import re
 from dataclasses import dataclass
-from typing import Any, Final, NewType, TypeVar
+from typing import Any, Final
 
-VolumeId = NewType("VolumeId", str)
+from moorage_csi.volumes.fields import DamagedRecordError, Fields
+from moorage_csi.volumes.ids import SNAPSHOT_ID, SnapshotId, VolumeId
+from moorage_csi.volumes.ids import VOLUME_ID as ID_PATTERN
 
-RECORD_VERSION: Final = 2
-"""The newest form. Version 1 knows nothing of wiping; a volume that was never wiped is still written so, and an
-older release reads it."""
+__all__ = [
+    "GIVEN",
+    "ID_PATTERN",
+    "RECORD_NAME",
+    "RECORD_VERSION",
+    "Claim",
+    "DamagedRecordError",
+    "Mode",
+    "Record",
+    "State",
+    "VolumeId",
+    "claim_in",
+    "document_of",
+    "parse",
+    "serialise",
+]
+
+RECORD_VERSION: Final = 5
+"""The newest form. Version 1 knows nothing of wiping, version 2 nothing of copying and growing, version 3 nothing of
+volumes that end with their pod, version 4 nothing of modifying. A record is written in the oldest form that can say all of it, so that an older release
+reads every volume it could have made."""
+
+_WIPES: Final = 2
+_COPIES: Final = 3
+_ENDS: Final = 4
+_MODIFIED: Final = 5
 
 RECORD_NAME: Final = "record.json"
-
-ID_PATTERN: Final = re.compile(r"vol-[0-9a-f]{32}")
-"""What an id of ours looks like; only such a string is ever used as the name of a folder."""
 
 
 class State(enum.StrEnum):
@@ -45,13 +66,6 @@ class Mode(enum.StrEnum):
     BLOCK = "block"
 
 
-Word = TypeVar("Word", bound=enum.StrEnum)
-
-
-class DamagedRecordError(Exception):
-    """The bytes are not a record of this release; the message says in what way."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """The claim for which the volume was made."""
@@ -67,9 +81,19 @@ class Record:
     ``name`` is the name in the create request, from which ``id`` follows. ``filesystem`` is empty for a
     block device and for a directory, which lives on the pool's own. ``formatted`` becomes true in the same
     write that makes the volume ready, and false only in a wipe, once the old storage is out of the folder.
-    ``quota`` is the word of ``contract.Context.QUOTA``. ``parent`` is the volume or snapshot it was made from.
+    ``quota`` is the word of ``contract.Context.QUOTA``.
     ``wiped_for`` are the uids of all the claims after which it was wiped, oldest first; while the state is
     ``wiping``, the last one's wipe has not ended.
+
+    ``source`` is the volume or snapshot that it was copied from, which may be gone by now. ``shares`` says that the
+    copy was made without copying, by reflink or as a subvolume: what it has on the disk may be its source's too, see
+    ``room``. It is never set on a source because something was copied from it. ``growing_to`` is the size that the
+    volume is being given, which is promised already; None while nothing grows.
+
+    ``ephemeral_at`` is the path at which the one pod has it for which it was made, and with which it ends; None for a volume
+    that a claim may have.
+
+    ``first_on_delete`` is the ``on_delete`` that it was made with, where it has another one now; None where it has that one.
     """
 
     id: VolumeId
@@ -89,20 +113,34 @@ class Record:
     quota: str
     on_delete: str
     created: float
-    parent: str | None = None
     wiped_for: tuple[str, ...] = ()
+    source: VolumeId | SnapshotId | None = None
+    shares: bool = False
+    growing_to: int | None = None
+    ephemeral_at: str | None = None
+    first_on_delete: str | None = None
+
+    @property
+    def made_on_delete(self) -> str:
+        """The ``on_delete`` that it was made with, whatever it has now."""
+        return self.first_on_delete or self.on_delete
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether it ends with its pod. Nothing that was made for a claim ever becomes so."""
+        return self.ephemeral_at is not None
 
 
 def serialise(record: Record) -> bytes:
     """The bytes of a record file: JSON with sorted keys, so that equal records are equal files."""
-    claim = record.claim
+    version = _oldest_for(record)
     document: dict[str, Any] = {
-        "version": RECORD_VERSION if record.wiped_for else 1,
+        "version": version,
         "id": record.id,
         "name": record.name,
         "uuid": record.uuid,
         "node": record.node,
-        "claim": None if claim is None else {"namespace": claim.namespace, "name": claim.name},
+        "claim": document_of(record.claim),
         "volumeName": record.volume_name,
         "pool": record.pool,
         "sizeBytes": record.size,
@@ -115,10 +153,17 @@ def serialise(record: Record) -> bytes:
         "quota": record.quota,
         "onDelete": record.on_delete,
         "created": record.created,
-        "parent": record.parent,
     }
-    if record.wiped_for:
+    if version >= _WIPES:
         document["wipedFor"] = list(record.wiped_for)
+    if version >= _COPIES:
+        document |= {"source": record.source, "shares": record.shares, "growingToBytes": record.growing_to}
+    else:
+        document["parent"] = None
+    if version >= _ENDS:
+        document["ephemeralAt"] = record.ephemeral_at
+    if version >= _MODIFIED:
+        document["firstOnDelete"] = record.first_on_delete
     return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
@@ -128,96 +173,91 @@ def parse(content: bytes) -> Record:
     Raises:
         DamagedRecordError: not JSON, a field missing, unknown or of another type, or a newer version.
     """
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise DamagedRecordError(f"not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise DamagedRecordError(f"a JSON {type(document).__name__} where an object belongs")
-    version = document.pop("version", None)
-    if type(version) is not int or version < 1:
-        raise DamagedRecordError(f"version is {version!r}, not a number from 1")
-    if version > RECORD_VERSION:
-        raise DamagedRecordError(f"version {version} was written by a newer release; this one reads {RECORD_VERSION}")
-    fields = _Fields(document)
+    version, fields = Fields.read(content, newest=RECORD_VERSION)
+    if version < _COPIES:
+        # A word that older releases keep free; none of them copies, so none has written anything else.
+        fields.take("parent", type(None))
+    copies = version >= _COPIES
     record = Record(
-        id=VolumeId(fields.text("id")),
+        id=VolumeId(fields.one_of("id", ID_PATTERN)),
         name=fields.text("name"),
         uuid=fields.text("uuid"),
         node=fields.text("node"),
-        claim=_claim(fields.take("claim", dict, type(None))),
+        claim=claim_in(fields, "claim"),
         volume_name=fields.text("volumeName"),
         pool=fields.text("pool"),
-        size=fields.take("sizeBytes", int),
+        size=fields.number("sizeBytes", least=1),
         backend=fields.text("backend"),
         filesystem=fields.text("filesystem"),
         mode=fields.word("mode", Mode),
-        permissions=_octal(fields.text("permissions")),
+        permissions=fields.permissions("permissions"),
         formatted=fields.take("formatted", bool),
         state=fields.word("state", State),
         quota=fields.text("quota"),
         on_delete=fields.text("onDelete"),
-        created=float(fields.take("created", int, float)),
-        parent=fields.take("parent", str, type(None)),
-        wiped_for=_uids(fields.take("wipedFor", list)) if version > 1 else (),
+        created=fields.moment("created"),
+        wiped_for=_uids(fields.take("wipedFor", list), none=copies) if version >= _WIPES else (),
+        source=_source(fields) if copies else None,
+        shares=fields.take("shares", bool) if copies else False,
+        growing_to=_growth(fields) if copies else None,
+        ephemeral_at=fields.text("ephemeralAt") if version >= _ENDS and not fields.is_null("ephemeralAt") else None,
+        first_on_delete=fields.text("firstOnDelete") if version >= _MODIFIED else None,
     )
     fields.end()
-    if not ID_PATTERN.fullmatch(record.id):
-        raise DamagedRecordError(f"id {record.id!r} is not one that this driver gives")
-    if record.size <= 0:
-        raise DamagedRecordError(f"sizeBytes is {record.size}")
-    if record.state is State.WIPING and not record.wiped_for:
-        raise DamagedRecordError("state is 'wiping', and no claim is named for which")
+    _refuse_senseless(record)
     return record
 
 
-def _claim(document: dict[str, Any] | None) -> Claim | None:
-    if document is None:
+def document_of(claim: Claim | None) -> dict[str, Any] | None:
+    """The claim as it is written."""
+    return None if claim is None else {"namespace": claim.namespace, "name": claim.name}
+
+
+def claim_in(fields: Fields, key: str) -> Claim | None:
+    """The claim in a field. DamagedRecordError where there is neither one nor null."""
+    if fields.is_null(key):
         return None
-    fields = _Fields(document)
-    claim = Claim(namespace=fields.text("namespace"), name=fields.text("name"))
-    fields.end()
+    inner = Fields(fields.take(key, dict))
+    claim = Claim(namespace=inner.text("namespace"), name=inner.text("name"))
+    inner.end()
     return claim
 
 
-def _uids(values: list[Any]) -> tuple[str, ...]:
-    if not values or any(type(value) is not str or not value for value in values):
+def _oldest_for(record: Record) -> int:
+    if record.first_on_delete is not None:
+        return _MODIFIED
+    if record.ephemeral_at is not None:
+        return _ENDS
+    if record.source is not None or record.shares or record.growing_to is not None:
+        return _COPIES
+    return _WIPES if record.wiped_for else 1
+
+
+def _refuse_senseless(record: Record) -> None:
+    if record.state is State.WIPING and not record.wiped_for:
+        raise DamagedRecordError("state is 'wiping', and no claim is named for which")
+    if record.growing_to is not None and record.growing_to <= record.size:
+        raise DamagedRecordError(f"growingToBytes is {record.growing_to}, and sizeBytes {record.size}")
+    if record.ephemeral_at is not None and not record.ephemeral_at.startswith("/"):
+        raise DamagedRecordError(f"ephemeralAt is {record.ephemeral_at!r}, not an absolute path")
+    if record.first_on_delete in ("", record.on_delete):
+        raise DamagedRecordError(f"firstOnDelete is {record.first_on_delete!r}, and onDelete {record.on_delete!r}")
+    if record.source == record.id:
+        raise DamagedRecordError(f"source is {record.source}, the volume itself")
+
+
+def _source(fields: Fields) -> VolumeId | SnapshotId | None:
+    if fields.is_null("source"):
+        return None
+    source = fields.one_of("source", ID_PATTERN, SNAPSHOT_ID)
+    return VolumeId(source) if ID_PATTERN.fullmatch(source) else SnapshotId(source)
+
+
+def _growth(fields: Fields) -> int | None:
+    return None if fields.is_null("growingToBytes") else fields.number("growingToBytes", least=1)
+
+
+def _uids(values: list[Any], *, none: bool) -> tuple[str, ...]:
+    if not (values or none) or any(type(value) is not str or not value for value in values):
         raise DamagedRecordError(f"field 'wipedFor' is {values!r}, not a list of uids")
     return tuple(values)
-
-
-def _octal(text: str) -> int:
-    if not re.fullmatch(r"0[0-7]{3}", text):
-        raise DamagedRecordError(f"permissions are {text!r}, not octal such as '0770'")
-    return int(text, 8)
-
-
-class _Fields:
-    """Takes fields out of a JSON object, strictly: each once, of the right type, none left over."""
-
-    def __init__(self, document: dict[str, Any]) -> None:
-        self._left = dict(document)
-
-    def take(self, key: str, *types: type) -> Any:
-        if key not in self._left:
-            raise DamagedRecordError(f"field {key!r} is missing")
-        value = self._left.pop(key)
-        # ``type`` and not isinstance: JSON's true is an int to Python, and a size is never true.
-        if type(value) not in types:
-            raise DamagedRecordError(f"field {key!r} is {value!r}, of type {type(value).__name__}")
-        return value
-
-    def text(self, key: str) -> str:
-        value: str = self.take(key, str)
-        return value
-
-    def word(self, key: str, words: type[Word]) -> Word:
-        value = self.text(key)
-        try:
-            return words(value)
-        except ValueError as error:
-            raise DamagedRecordError(f"field {key!r} is {value!r}, not one of {', '.join(words)}") from error
-
-    def end(self) -> None:
-        if self._left:
-            raise DamagedRecordError(f"unknown fields {', '.join(sorted(self._left))}")

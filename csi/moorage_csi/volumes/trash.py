@@ -1,50 +1,76 @@
 """Deleting is renaming: a folder goes into the pool's trash in one step and is removed there later.
 
-The rename is what a volume's deletion is; it cannot stop half way. Removing what lies in the trash can
-take long, may fail (an immutable file, a mount below) and may be tried again any number of times,
-without anybody having to remember it: what lies there is what is left to do. Names carry random
-letters, so that a volume made again under its old name and deleted again finds no obstacle.
+The rename is what a deletion is; it cannot stop half way. Removing what lies in the trash can take long,
+may fail (an immutable file, a mount below) and may be tried again any number of times, without anybody
+having to remember it: what lies there is what is left to do.
+
+What was deleted may be wanted back for as long as the pool's ``trash_retention`` says. Before the first file of it is
+removed, its name loses the moment, in one rename. So what still has one is whole, however a removal and somebody who
+wants it back race: only one of them finds it under its name.
 """
 
+import errno
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from moorage_csi.host import btrfs, qgroups
 from moorage_csi.host.paths import Directory
-from moorage_csi.volumes.record import ID_PATTERN, VolumeId
+from moorage_csi.volumes.ids import SNAPSHOT_ID, VOLUME_ID
+from moorage_csi.volumes.remains import Remains
 
-_SUFFIX_BYTES: Final = 4
-_NAME: Final = re.compile(rf"(?:{ID_PATTERN.pattern})\.[0-9a-f]{{{2 * _SUFFIX_BYTES}}}")
+_NO_DIRECTORY: Final = frozenset({errno.ENOTDIR, errno.ELOOP})
+IDS: Final = re.compile(f"(?:{VOLUME_ID.pattern})|(?:{SNAPSHOT_ID.pattern})")
 
 
-class Trash:
-    """One folder of a pool that takes volumes' folders out of their place for good."""
+class Trash(Remains):
+    """The remains that are removed."""
 
-    def __init__(self, folder: Directory, *, token: Callable[[int], str]) -> None:
-        """``token(n)`` gives n random bytes in hexadecimal."""
-        self._folder = folder
-        self._token = token
-
-    def put(self, source: Directory, name: str, volume: VolumeId) -> str:
-        """Move the entry ``name`` of ``source`` in here; return its name here. On return the move is on the disk.
-
-        Raises:
-            FileNotFoundError: there is no such folder (any more).
-        """
-        new_name = f"{volume}.{self._token(_SUFFIX_BYTES)}"
-        source.rename(name, self._folder, new_name)
-        return new_name
+    def __init__(
+        self, folder: Directory, *, retention: float, clock: Callable[[], float], token: Callable[[int], str]
+    ) -> None:
+        super().__init__(folder, labels=IDS, retention=retention, token=token)
+        self._clock = clock
 
     def names(self) -> tuple[str, ...]:
-        """What was put here; anything else is not ours to remove."""
-        return tuple(name for name in self._folder.names() if _NAME.fullmatch(name))
+        """What may be removed at this moment; anything else is not ours, or may be wanted back."""
+        return tuple(one.name for one in self.expired(self._clock()))
 
     def remove(self, name: str, *, batch: Callable[[], None] | None = None) -> None:
         """Remove one folder and all below it, never through a link. Absent: nothing happens.
 
-        ``batch`` is called after every entry and may sleep to hold a rate.
+        ``batch`` is called after every entry and may sleep to hold a rate. A crash leaves what is left of it under a
+        name by which it is removed at once.
 
         Raises:
             OSError: something in it cannot be removed; what could be is gone, and it may be tried again.
         """
-        self._folder.remove_tree(name, batch=batch)
+        one = self.remnant(name)
+        if one is not None and one.left is not None:
+            try:
+                name = self.put(self.folder, name, one.label, shares=one.shares)
+            except FileNotFoundError:
+                # Wanted back, or removed by another node of a shared pool.
+                return
+        with suppress(FileNotFoundError), self.folder.child(name) as folder:
+            _destroy_subvolumes(folder, batch)
+        self.folder.remove_tree(name, batch=batch)
+
+
+def _destroy_subvolumes(folder: Directory, batch: Callable[[], None] | None) -> None:
+    """Remove those that lie in the folder as a whole, however much is in them, and what is left of their limits."""
+    if not btrfs.is_btrfs(folder.fd):
+        return
+    for name in folder.names():
+        try:
+            with folder.child(name) as child:
+                whole = btrfs.subvolume(child.fd) is not None
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY:
+                raise
+            continue
+        if whole:
+            # One that was nearly had back may have its limit again.
+            qgroups.drop_limit(folder, name)
+            btrfs.destroy(folder, name, batch=batch)

@@ -111,6 +111,22 @@ def test_what_a_class_can_never_change_is_refused_before_anything_is_written(
     assert installed.get("configmap", "moorage-pools", "-n", NAMESPACE) == before
 
 
+def test_which_volumes_the_driver_offers_is_refused_before_anything_is_written_and_can_be_had(
+    installed: Cluster,
+) -> None:
+    wanted = {"ephemeralVolumes": {"enabled": True}, "logging": {"level": "debug"}}
+    done = installed.upgrade(wanted)
+    assert done.returncode != 0
+    assert "kubectl delete csidriver csi.moorage.dev" in done.stderr
+    arguments = installed.get("daemonset", "moorage-node", "--namespace", NAMESPACE)["spec"]["template"]["spec"]
+    assert "--log-level=info" in arguments["containers"][0]["args"]
+    assert installed.kubectl("delete", "csidriver", "csi.moorage.dev").returncode == 0
+    done = installed.upgrade(wanted)
+    assert done.returncode == 0, done.stderr
+    assert installed.get("csidriver", "csi.moorage.dev")["spec"]["volumeLifecycleModes"] == ["Persistent", "Ephemeral"]
+    assert installed.upgrade(wanted).returncode == 0
+
+
 def test_what_a_class_can_change_is_changed(installed: Cluster) -> None:
     done = installed.upgrade(_with_class(default=True, mountOptions=["noatime"]))
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from moorage_csi import contract
+from moorage_csi.proto import csi_pb2 as csi
+from moorage_csi.rpc import ephemeral, imports, validation
 from tests.harness import binaries
 from tests.harness.errors import MissingError
 from tests.unit.chart.rendering import EXAMPLES, MANIFEST, NAMESPACE, ROOT, Object, parse, rendered_text
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     from tests.harness.controlplane import ControlPlane
     from tests.unit.chart.rendering import Rendering
 
-NAMES = ["block", "directory", "immediate", "rox", "rwo", "rwop", "rwx", "static-pv"]
+NAMES = ["block", "directory", "ephemeral", "immediate", "import-pv", "rox", "rwo", "rwop", "rwx", "static-pv"]
+CLASSLESS = {"static-pv", "import-pv"}
 MODES = {
     "rwo": ["ReadWriteOnce"],
     "rwop": ["ReadWriteOncePod"],
@@ -66,10 +70,13 @@ def test_an_example_stands_alone(path: Path, defaults: Rendering) -> None:
     objects = _objects(path)
     classes = {each["metadata"]["name"] for each in (*defaults.objects, *objects) if each["kind"] == "StorageClass"}
     claims = [each for each in objects if each["kind"] == "PersistentVolumeClaim"]
-    assert len(claims) == 1
-    assert claims[0]["spec"]["storageClassName"] in classes | ({""} if path.stem == "static-pv" else set())
-    used = {volume["persistentVolumeClaim"]["claimName"] for pod in _pods(objects) for volume in pod.get("volumes", [])}
-    assert used == {claims[0]["metadata"]["name"]}
+    assert len(claims) == (0 if path.stem == "ephemeral" else 1)
+    volumes = [volume for pod in _pods(objects) for volume in pod["volumes"]]
+    assert volumes
+    for claim in claims:
+        assert claim["spec"]["storageClassName"] in classes | ({""} if path.stem in CLASSLESS else set())
+    used = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "csi" not in volume}
+    assert used == {claim["metadata"]["name"] for claim in claims}
     assert path.read_text().startswith("# "), "an example says what it shows"
 
 
@@ -82,6 +89,34 @@ def test_an_examples_pods_need_no_registry_and_stop_at_once(path: Path) -> None:
         if pod.get("restartPolicy") != "OnFailure":
             assert pod["terminationGracePeriodSeconds"] <= 5
             assert "trap 'exit 0' TERM" in container["command"][-1]
+
+
+def _by_kind(name: str) -> dict[str, Object]:
+    return {each["kind"]: each for each in _objects(EXAMPLES[NAMES.index(name)])}
+
+
+def test_the_example_of_an_import_is_one_to_the_driver() -> None:
+    volume = _by_kind("import-pv")["PersistentVolume"]["spec"]
+    assert volume["csi"]["driver"] == contract.DRIVER_NAME
+    handle, attributes = volume["csi"]["volumeHandle"], volume["csi"]["volumeAttributes"]
+    assert imports.path_in(validation.published_id(handle), attributes) == "/srv/data/team-a"
+    (place,) = volume["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"]
+    assert place["key"] == contract.TOPOLOGY_KEY
+    assert volume["persistentVolumeReclaimPolicy"] == "Retain"
+
+
+def test_the_example_of_an_ephemeral_volume_is_one_to_the_driver() -> None:
+    (volume,) = _by_kind("ephemeral")["Pod"]["spec"]["volumes"]
+    assert volume["csi"]["driver"] == contract.DRIVER_NAME
+    target = "/k/pods/0f2/volumes/kubernetes.io~csi/scratch/mount"
+    request = csi.NodePublishVolumeRequest(
+        volume_id="csi-" + "0" * 64, volume_context={**volume["csi"]["volumeAttributes"], ephemeral.EPHEMERAL: "true"}
+    )
+    mode = csi.VolumeCapability.AccessMode(mode=csi.VolumeCapability.AccessMode.SINGLE_NODE_WRITER)
+    access = validation.access([csi.VolumeCapability(mount=csi.VolumeCapability.MountVolume(), access_mode=mode)])
+    wish = ephemeral.wish_of(request, access, target=target, kubelet_dir="/k", pools=["default"])
+    assert wish is not None
+    assert wish.range.required == 64 << 20
 
 
 def test_no_object_of_two_examples_has_the_same_name_but_the_shared_class() -> None:

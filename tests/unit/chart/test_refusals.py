@@ -23,6 +23,7 @@ def full_values() -> Values:
     values = default_values()
     values["global"]["imagePullSecrets"] = [{"name": "secret"}]
     values["image"]["pullSecrets"] = [{"name": "secret"}]
+    values["imports"] = ["/srv/data"]
     values["storageClasses"][0] |= {"annotations": {}, "mountOptions": [], "keep": False}
     for part in ("operator", "node"):
         values[part]["affinity"] = {"nodeAffinity": {}}
@@ -90,6 +91,13 @@ def _classes(*classes: Values) -> Values:
         (_pools(("a", "/dev/volumes")), r"overlaps with the system directory /dev"),
         (_pools(("a", "/csi")), r"overlaps with the system directory /csi"),
         (_pools(("a", "/opt")), r"overlaps with the system directory /opt/moorage"),
+        ({"imports": ["srv/data"]}, 'imports: "srv/data" is not an absolute path'),
+        ({"imports": ["/srv/../data"]}, r"imports: .*part"),
+        ({"imports": ["/var/lib/moorage"]}, "imports: .*overlaps with pool default"),
+        ({"imports": ["/var/lib/moorage/default/volumes"]}, "imports: .*overlaps with pool default"),
+        ({"imports": ["/var/lib/kubelet/pods"]}, "imports: .*overlaps with the kubelet's directory"),
+        ({"imports": ["/etc"]}, "imports: .*overlaps with the system directory /etc"),
+        ({"imports": ["/srv/a", "/srv/a/b"]}, "imports: .*overlaps with import /srv/a"),
         ({"operator": {"lease": {"renew": 15}}}, "duration must be longer than renew"),
         ({"operator": {"lease": {"retry": 10}}}, "renew longer than retry"),
         ({"kubeletDir": "var/lib/kubelet"}, 'kubeletDir: "var/lib/kubelet" is not an absolute path'),
@@ -122,11 +130,14 @@ def test_paths_that_only_begin_alike_do_not_overlap() -> None:
         ({"operator": {"replicas": 0}}, "operator.replicas"),
         ({"api": {"qps": -1}}, "api.qps"),
         ({"node": {"maxUnavailable": "0%"}}, "node.maxUnavailable"),
+        ({"node": {"maxVolumes": -1}}, "node.maxVolumes"),
+        ({"imports": [1]}, "imports.0"),
+        ({"ephemeralVolumes": {"enabled": "yes"}}, "ephemeralVolumes.enabled"),
         ({"test": {"size": "10%"}}, "test.size"),
         (_classes({"name": "a", "allowVolumeExpansion": True}), "storageClasses.0.allowVolumeExpansion"),
         (_classes({"name": "Not Allowed"}), "storageClasses.0.name"),
         (_classes({"name": "a", "parameters": {"backend": "cloud"}}), "storageClasses.0.parameters.backend"),
-        (_classes({"name": "a", "parameters": {"onDelete": "archive"}}), "storageClasses.0.parameters.onDelete"),
+        (_classes({"name": "a", "parameters": {"onDelete": "burn"}}), "storageClasses.0.parameters.onDelete"),
         (_classes({"name": "a", "parameters": {"mountPermissions": 750}}), "storageClasses.0.parameters.mountPerm"),
         (_classes({"name": "a", "volumeBindingMode": "Later"}), "storageClasses.0.volumeBindingMode"),
     ],

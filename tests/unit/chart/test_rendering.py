@@ -62,6 +62,28 @@ def test_the_driver_object_never_changes(defaults: Rendering) -> None:
     }
 
 
+def test_volumes_of_pods_are_offered_where_that_is_asked_for(defaults: Rendering) -> None:
+    label = "security.openshift.io/csi-ephemeral-volume-profile"
+    assert label not in defaults.only("CSIDriver")["metadata"]["labels"]
+    made = render({"ephemeralVolumes": {"enabled": True}}).only("CSIDriver")
+    assert made["spec"] == defaults.only("CSIDriver")["spec"] | {"volumeLifecycleModes": ["Persistent", "Ephemeral"]}
+    assert made["metadata"]["labels"][label] == "restricted"
+
+
+def test_what_may_be_imported_is_mounted_at_its_own_path_and_a_change_replaces_the_pods(defaults: Rendering) -> None:
+    made = render({"imports": ["/srv/data/", "/mnt/nas"]})
+    assert json.loads(made.only("ConfigMap")["data"]["pools.json"])["imports"] == ["/srv/data", "/mnt/nas"]
+    paths = _host_paths(made)
+    # A node that has none of it goes on with its other volumes.
+    assert paths["import-0"] == {"path": "/srv/data", "type": "DirectoryOrCreate"}
+    assert paths["import-1"] == {"path": "/mnt/nas", "type": "DirectoryOrCreate"}
+    mounts = {each["name"]: each for each in made.container("DaemonSet")["volumeMounts"]}
+    assert mounts["import-0"]["mountPath"] == "/srv/data"
+    assert mounts["import-1"]["mountPropagation"] == "HostToContainer"
+    sums = {each.pod("DaemonSet")["metadata"]["annotations"]["checksum/pools"] for each in (made, defaults)}
+    assert len(sums) == 2
+
+
 def test_the_released_classes_never_change(defaults: Rendering) -> None:
     image, directory = {"backend": "auto"}, {"backend": "directory", "quota": "best-effort"}
     expected = {
@@ -141,11 +163,13 @@ def test_the_kubelet_directory_is_the_same_everywhere(given: str) -> None:
 
 def test_pools_are_mounted_at_their_own_path_and_a_change_replaces_the_pods(defaults: Rendering) -> None:
     made = render({"pools": [POOL, {"name": "shared", "path": "/mnt/shared/", "shared": True, "reserve": "1Gi"}]})
+    given = {"overcommit": 1, "trashRetention": "0s", "archiveRetention": "0s"}
     assert json.loads(made.only("ConfigMap")["data"]["pools.json"]) == {
+        "imports": [],
         "pools": [
-            {**POOL, "reserve": "0", "overcommit": 1, "shared": False},
-            {"name": "shared", "path": "/mnt/shared", "reserve": "1Gi", "overcommit": 1, "shared": True},
-        ]
+            {**POOL, "reserve": "0", "shared": False, **given},
+            {"name": "shared", "path": "/mnt/shared", "reserve": "1Gi", "shared": True, **given},
+        ],
     }
     assert _host_paths(made)["pool-shared"] == {"path": "/mnt/shared", "type": "DirectoryOrCreate"}
     mounts = {each["name"]: each["mountPath"] for each in made.container("DaemonSet")["volumeMounts"]}

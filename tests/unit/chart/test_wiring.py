@@ -34,6 +34,8 @@ def test_the_node_plugin_starts_with_what_the_chart_gives_it(tmp_path: Path) -> 
         {
             "kubeletDir": "/var/lib/k0s/kubelet/",
             "logging": {"level": "debug", "format": "json"},
+            "node": {"maxVolumes": 110},
+            "imports": ["/mnt/nas/", "/srv/data"],
             "pools": [
                 {"name": "default", "path": "/srv/default", "reserve": "10Gi", "overcommit": 2.5},
                 {"name": "shared", "path": "/srv/shared/", "shared": True},
@@ -51,6 +53,7 @@ def test_the_node_plugin_starts_with_what_the_chart_gives_it(tmp_path: Path) -> 
     assert str(settings.kubelet_dir) == "/var/lib/k0s/kubelet"
     assert settings.kubelet_endpoint == f"/var/lib/k0s/kubelet/plugins/{contract.DRIVER_NAME}/csi.sock"
     assert (settings.log_level, settings.log_format) == ("debug", "json")
+    assert (settings.max_volumes, settings.imports) == (110, ("/mnt/nas", "/srv/data"))
     first, second = settings.pools
     assert (first.name, first.path, first.reserve_bytes, first.overcommit) == ("default", "/srv/default", 10 << 30, 2.5)
     assert (second.path, second.shared, second.reserve_bytes) == ("/srv/shared", True, 0)

@@ -46,7 +46,7 @@ class Kernel:
 
     def read_limit(self, fd: int, project: int) -> Limit:
         del fd
-        return Limit(limit=self.limits.get(project, 0), used=4096)
+        return Limit(limit=self.limits.get(project, 0), used=4096 if project in self.projects.values() else 0)
 
 
 @pytest.fixture

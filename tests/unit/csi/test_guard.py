@@ -65,3 +65,31 @@ async def test_a_failure_frees_the_key_and_is_silent_where_nobody_waits() -> Non
     assert await guard.drain(0)
     del call
     assert complaints == []
+
+
+async def test_what_is_read_is_used_meanwhile_and_not_taken_away() -> None:
+    guard = Guard()
+
+    async def work() -> str:
+        return "done"
+
+    with guard.reading("a"), guard.reading("a"):
+        assert await guard.run("a", work) == "done"
+        with pytest.raises(InFlightError, match="a is being copied"):
+            await guard.run("a", work, takes_away=True)
+        assert await guard.run("b", work, takes_away=True) == "done"
+    assert await guard.run("a", work, takes_away=True) == "done"
+
+
+async def test_what_is_being_taken_away_is_not_read() -> None:
+    guard, may_end = Guard(), asyncio.Event()
+    taking = asyncio.create_task(guard.run("a", may_end.wait, takes_away=True))
+    await asyncio.sleep(0)
+    assert guard.runs("a")
+    with pytest.raises(InFlightError, match="being taken away"), guard.reading("a"):
+        pytest.fail("it was read")
+    may_end.set()
+    await taking
+    assert not guard.runs("a")
+    with guard.reading("a"):
+        assert await guard.run("a", may_end.wait)

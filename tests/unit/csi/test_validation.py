@@ -57,6 +57,48 @@ def test_an_id_that_passes_is_one_plain_name(text: str) -> None:
 
 
 @given(hostile)
+def test_an_id_of_a_nodes_call_is_one_plain_name_and_the_kubelets_is_one_of_ours(text: str) -> None:
+    for given_ in (text, f"csi-{text}", f"csi-{text.encode().hex():0<64}"[:68]):
+        try:
+            passed = validation.published_id(given_)
+        except InvalidArgumentError:
+            continue
+        if validation.is_inline(given_):
+            assert ID_PATTERN.fullmatch(passed)
+            assert passed == validation.published_id(given_) != validation.volume_id_for(given_)
+        else:
+            assert passed == validation.volume_id(given_)
+
+
+@pytest.mark.parametrize("wrong", ["csi-", "csi-" + "g" * 64, "csi-" + "0" * 63, "csi-" + "0" * 65, "CSI-" + "0" * 64])
+def test_what_only_looks_like_an_id_of_the_kubelets_is_none(wrong: str) -> None:
+    assert not validation.is_inline(wrong)
+
+
+@given(st.one_of(hostile, st.integers().map(str)))
+def test_a_group_that_passes_is_one_that_the_kernel_has(text: str) -> None:
+    wanted = _volume()
+    try:
+        wanted.mount.volume_mount_group = text
+    except ValueError:
+        return
+    try:
+        passed = validation.access([wanted]).group
+    except InvalidArgumentError:
+        return
+    assert (passed is None) is (text == "")
+    assert passed is None or (str(passed) == text and 0 <= passed < (1 << 32) - 1)
+
+
+def test_two_groups_are_not_one() -> None:
+    one, two, none = _volume(), _volume(), _volume()
+    one.mount.volume_mount_group, two.mount.volume_mount_group = "1", "2"
+    assert validation.access([one, none, one]).group == 1
+    with pytest.raises(InvalidArgumentError, match="1, 2"):
+        validation.access([one, two])
+
+
+@given(hostile)
 def test_a_claims_uid_that_passes_is_one_plain_word(text: str) -> None:
     try:
         passed = validation.released_uid(text)

@@ -33,6 +33,7 @@ class Puppet:
         self.drained = True
         self.pool_figures: list[PoolFigures] = []
         self.controller: Any = self._service(csi_pb2_grpc.ControllerServicer, csi_pb2, "Controller")
+        self.groups: Any = self._service(csi_pb2_grpc.GroupControllerServicer, csi_pb2, "GroupController")
         self.volumes: Any = self._service(moorage_pb2_grpc.VolumesServicer, moorage_pb2, "Volumes")
         self.node: Any = self._service(csi_pb2_grpc.NodeServicer, csi_pb2, "Node")
 

@@ -68,6 +68,53 @@ def test_a_wrong_flag_is_named_with_its_value(pools_file: Path, flag: str, value
     assert said in str(caught.value)
 
 
+def importing(pools_file: Path, *imports: Any, kubelet_dir: str = "/var/lib/kubelet") -> Any:
+    pools_file.write_text(json.dumps({"pools": [POOL], "imports": imports}))
+    return loaded(pools_file, "--kubelet-dir", kubelet_dir).imports
+
+
+def test_nothing_may_be_imported_that_is_not_listed(pools_file: Path) -> None:
+    assert loaded(pools_file).imports == ()
+    assert importing(pools_file) == ()
+    assert importing(pools_file, "/srv/data/", "//mnt//nas", "/srv/data") == ("/srv/data", "/mnt/nas")
+    # It only begins alike.
+    assert importing(pools_file, "/var/lib/moorage/default-2", "/var/lib/kubelets")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (POOL["path"], "overlaps with pool 'default'"),
+        (f"{POOL['path']}/volumes", "overlaps with pool 'default'"),
+        ("/var/lib/moorage", "overlaps with pool 'default'"),
+        ("/var", "overlaps with pool 'default'"),
+        ("/", "overlaps with pool 'default'"),
+        ("//", "overlaps with pool 'default'"),
+        ("/srv/kubelet/pods", "overlaps with the kubelet's directory"),
+        ("/srv", "overlaps with the kubelet's directory"),
+        ("/data/../var/lib/moorage", "contains '..'"),
+        ("data", "is not an absolute path"),
+        ("/a\0b", "NUL"),
+        (None, "is not an absolute path"),
+        (1, "is not an absolute path"),
+    ],
+)
+def test_a_pool_and_the_kubelets_directory_are_nobodys_to_import(pools_file: Path, path: Any, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        importing(pools_file, "/mnt/fine", path, kubelet_dir="/srv/kubelet")
+    assert said in str(caught.value)
+    assert f"{pools_file}: imports[1]" in str(caught.value)
+
+
+def test_the_number_of_volumes_is_a_number(pools_file: Path) -> None:
+    assert loaded(pools_file).max_volumes == 0
+    assert loaded(pools_file, "--max-volumes", "110").max_volumes == 110
+    assert loaded(pools_file, MOORAGE_MAX_VOLUMES="7").max_volumes == 7
+    for wrong in ("-1", "many", "", "1.5", "9" * 10):
+        with pytest.raises(SettingsError, match="--max-volumes"):
+            loaded(pools_file, "--max-volumes", wrong)
+
+
 def test_an_unknown_flag_ends_the_program(pools_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         loaded(pools_file, "--pool", "x")
@@ -82,6 +129,9 @@ def test_an_unknown_flag_ends_the_program(pools_file: Path, capsys: pytest.Captu
         ("[]", '{"pools": [...]}'),
         ('{"pools": {}}', '{"pools": [...]}'),
         ('{"pools": [], "more": 1}', '{"pools": [...]}'),
+        ('{"imports": []}', '{"pools": [...]}'),
+        ('{"pools": [], "imports": {}}', '{"pools": [...]}'),
+        ('{"pools": [], "imports": "/srv"}', '"imports": [...]'),
         ('{"pools": []}', "names no pool"),
         ([1], "pools[0] must be an object"),
         ([{**POOL, "size": 1}], "unknown key 'size'"),
@@ -107,6 +157,10 @@ def test_an_unknown_flag_ends_the_program(pools_file: Path, capsys: pytest.Captu
         ('{"pools": [{"name": "a", "path": "/a", "overcommit": NaN}]}', "must be a number"),
         ('{"pools": [{"name": "a", "path": "/a", "overcommit": Infinity}]}', "must be a number"),
         ([{**POOL, "shared": "yes"}], "must be true or false"),
+        ([{**POOL, "trashRetention": "1 day"}], "must be a time like"),
+        ([{**POOL, "trashRetention": 60}], "must be a time like"),
+        ([{**POOL, "archiveRetention": "-1h"}], "must be a time like"),
+        ([{**POOL, "archiveRetention": "7w"}], "must be a time like"),
         ([POOL, {**POOL, "path": "/b"}], "two pools have the name 'default'"),
         ([POOL, {"name": "b", "path": POOL["path"] + "/"}], "overlap"),
         ([POOL, {"name": "b", "path": POOL["path"] + "/below"}], "overlap"),
@@ -134,6 +188,16 @@ def test_pools_beside_each_other_are_fine(tmp_path: Path) -> None:
     assert (a.path, a.reserve_bytes, a.reserve_percent) == ("/srv/a", 10 * 2**30, 0)
     assert (b.reserve_bytes, b.reserve_percent, b.overcommit, b.shared) == (0, 2.5, 3.0, True)
     assert (c.path, c.reserve_bytes) == ("/srv/c", 4096)
+
+
+def test_times_are_in_seconds_and_none_means_not_at_all_or_for_ever(tmp_path: Path) -> None:
+    file = tmp_path / "pools.json"
+    timed = {"trashRetention": "36h", "archiveRetention": "7d"}
+    pools = [{"name": "a", "path": "/a", **timed}, {"name": "b", "path": "/b"}]
+    file.write_text(json.dumps({"pools": pools}))
+    a, b = read_pools(file)
+    assert (a.trash_retention, a.archive_retention) == (36 * 3600, 7 * 86400)
+    assert (b.trash_retention, b.archive_retention) == (0, None)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ async def serving(place: Path, puppet: Puppet, log: io.StringIO) -> AsyncIterato
         yield program, await port_of(log)
 
 
-async def test_the_operator_is_served_identity_controller_and_volumes_and_no_node(
+async def test_the_operator_is_served_identity_controllers_and_volumes_and_no_node(
     place: Path, puppet: Puppet, log: io.StringIO, authority: Authority, mount: SecretMount
 ) -> None:
     operator = authority.leaf(contract.OPERATOR_CLIENT_NAME)
@@ -77,6 +77,8 @@ async def test_the_operator_is_served_identity_controller_and_volumes_and_no_nod
         async with secured(port, ca=authority.certificate, client=operator) as channel:
             controller = csi_pb2_grpc.ControllerStub(channel)
             await controller.CreateVolume(csi_pb2.CreateVolumeRequest(name="v"), timeout=5)
+            groups = csi_pb2_grpc.GroupControllerStub(channel)
+            await groups.GetVolumeGroupSnapshot(csi_pb2.GetVolumeGroupSnapshotRequest(group_snapshot_id="g"), timeout=5)
             volumes = moorage_pb2_grpc.VolumesStub(channel)
             await volumes.WipeVolume(moorage_pb2.WipeVolumeRequest(volume_id="v", released_uid="u"), timeout=5)
             call = csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=5)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from moorage_operator.decide import answers, placing, provisioning
+from moorage_operator.decide import answers, placing
 from moorage_operator.decide.abandoning import decide_orphan
-from moorage_operator.decide.claims import CAUTION, GRACE, MOST_LAG, decide_claim
+from moorage_operator.decide.claims import decide_claim
 from moorage_operator.decide.plan import (
     NOTHING,
     ConfirmUnowned,
@@ -34,77 +34,23 @@ from moorage_operator.errors import (
     DriverUnreachableError,
 )
 from moorage_operator.model.attempt import Attempt, Progress
-from moorage_operator.model.claim import Claim
-from moorage_operator.model.ids import Uid, claim_key, orphan_key
+from moorage_operator.model.ids import Uid, orphan_key
 from moorage_operator.model.node import Node, NodeDrivers
 from moorage_operator.model.provisioning import Created
 from moorage_operator.model.storage_class import Class
 from moorage_operator.notes import Rooms
-from tests.unit.operator.objects import (
-    claim,
-    class_body,
-    csinode_body,
-    known,
-    node_body,
-    sentence,
-    volume,
+from tests.unit.operator.objects import claim, class_body, csinode_body, known, node_body, sentence, volume
+from tests.unit.operator.one_claim import (
+    DATA,
+    MARKS,
+    NOW,
+    SELECTED,
+    attempt,
+    once_left_to_others,
+    stored,
+    waited,
+    writes_of,
 )
-
-if TYPE_CHECKING:
-    from moorage_operator.ledger import Ledger
-    from moorage_operator.model.volume import Volume
-
-DATA = claim_key("ns", "data")
-NOW = 1000.0
-MARKS = {"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"}
-SELECTED = {"volume.kubernetes.io/selected-node": "n1"}
-
-
-def attempt(progress: Progress = Progress.RUNNING, **fields: Any) -> Attempt:
-    cls = Class.from_api(class_body())
-    request = provisioning.request(claim(), cls, "n1")
-    return Attempt(
-        claim=DATA,
-        uid=Uid("u1"),
-        name="pvc-u1",
-        began=NOW - 1,
-        **{"node": "n1", "request": request, "progress": progress, **fields},
-    )
-
-
-def writes_of(plan: Plan) -> list[Write]:
-    """Every write of a plan, also those that are made together."""
-    together = [write for step in plan if isinstance(step, Together) for write in step.writes]
-    return together + [step for step in plan if isinstance(step, Write)]
-
-
-def waited(ledger: Ledger) -> Ledger:
-    """The same, after the claim has waited long enough for people to be told."""
-    for step in decide_claim(ledger, DATA, NOW - 100):
-        if isinstance(step, RememberWait):
-            ledger.notes.remember_wait(step.uid, step.wait)
-    return ledger
-
-
-def stored(ledger: Ledger) -> Ledger:
-    ledger.notes.remember(attempt(Progress.STORED))
-    return ledger
-
-
-def plan_at(ledger: Ledger, now: float) -> Plan:
-    """What is done for the claim at that moment; what is to be remembered of waiting is."""
-    plan = decide_claim(ledger, DATA, now)
-    for step in plan:
-        if isinstance(step, RememberWait):
-            ledger.notes.remember_wait(step.uid, step.wait)
-    return plan
-
-
-def once_left_to_others(ledger: Ledger) -> Plan:
-    """What is done for the claim when the in-tree binder has had its moment."""
-    plan_at(ledger, NOW)
-    return plan_at(ledger, NOW + GRACE)
-
 
 # Binding.
 
@@ -331,92 +277,6 @@ def test_a_volume_reserved_for_the_claim_is_bound_instead_of_making_one() -> Non
     assert writes_of(decide_claim(waited(known(claim(), reserved)), DATA, NOW))
     small = volume(name="static", provisioned_by="", phase="Available", size="1Mi")
     assert isinstance(decide_claim(known(claim(), small), DATA, NOW)[-1], CreateVolume)
-
-
-def test_a_volume_reserved_by_name_is_the_in_tree_binders_to_reserve_by_uid() -> None:
-    reserved = volume(name="static", provisioned_by="", phase="Available", claim=("data", ""))
-    plan = decide_claim(waited(known(claim(), reserved)), DATA, NOW)
-    assert not writes_of(plan)
-    assert sentence(plan).reason == "WaitForBinder"
-
-
-def test_a_bind_is_not_completed_before_the_in_tree_binder_can_know_the_volume() -> None:
-    """To it the claim would be Lost: it works off volumes in the order in which it hears of them."""
-    older = volume(name="older", uid="pv0", claim=None, provisioned_by="", phase="Pending")
-    later = volume(name="later", uid="pv2", version=6, claim=None, provisioned_by="", phase="Pending")
-    ledger = stored(known(claim(), older, volume(version=5), later))
-    assert [type(step) for step in decide_claim(ledger, DATA, NOW)] == [RememberWait, Requeue]
-    ledger.apply(volume(name="older", uid="pv0", version=7, claim=None, provisioned_by="", phase="Available"))
-    # Nor at once when the last of these is written: it hears of its own answer when it is woken.
-    assert not writes_of(decide_claim(ledger, DATA, NOW))
-    assert len(writes_of(once_left_to_others(ledger))) == 2
-
-
-def test_a_volume_whose_claim_is_gone_keeps_the_in_tree_binder_too() -> None:
-    left = volume(name="left", uid="pv0", claim=("gone", "u0"), phase="Bound")
-    ledger = stored(known(claim(name="gone", uid="u0"), left, claim()))
-    ledger.forget(Claim, Uid("u0"))
-    ledger.apply(volume(version=5))
-    assert not writes_of(decide_claim(ledger, DATA, NOW))
-    ledger.apply(volume(name="left", uid="pv0", version=6, claim=("gone", "u0"), phase="Released"))
-    assert len(writes_of(once_left_to_others(ledger))) == 2
-
-
-def test_what_only_our_own_answer_has_told_is_not_bound_yet() -> None:
-    """The watch has to come to it: only then has it told of all that was before."""
-    ledger = stored(known(claim()))
-    ledger.apply(volume(), assumed=True)
-    assert not writes_of(decide_claim(ledger, DATA, NOW))
-    assert DATA in ledger.apply(volume())
-    assert len(writes_of(once_left_to_others(ledger))) == 2
-
-
-def decided(ledger: Ledger, now: float) -> int:
-    """How many writes are decided on at that moment."""
-    return len(writes_of(plan_at(ledger, now)))
-
-
-def fresh(name: str, version: int, phase: str = "Pending") -> Volume:
-    """A volume that nobody has claimed."""
-    return volume(name=name, uid=f"uid-{name}", version=version, claim=None, provisioned_by="", phase=phase)
-
-
-def test_a_binder_that_was_behind_is_left_more_time_once_it_may_have_come_to_the_volume() -> None:
-    ledger = stored(known(claim(), fresh("older", 1), volume(version=5)))
-    assert [decided(ledger, NOW + seconds) for seconds in (0, 50)] == [0, 0]
-    ledger.apply(fresh("older", 7, "Available"))
-    assert [decided(ledger, NOW + 50 + seconds) for seconds in (0, 2 * GRACE, CAUTION + 0.01)] == [0, 0, 2]
-    ledger.apply(volume(version=8, phase="Bound"))
-    ledger.apply(claim(version=9, volumeName="pvc-u1", marks=MARKS))
-    assert decided(ledger, NOW + 50 + CAUTION + 0.02) == 1, "what was begun is not held up again"
-
-
-def test_what_it_has_written_since_shows_that_it_knows_the_volume() -> None:
-    ledger = stored(known(claim(), fresh("older", 1), volume(version=5), fresh("later", 6)))
-    assert decided(ledger, NOW) == 0
-    ledger.apply(fresh("older", 7, "Available"))
-    assert [decided(ledger, NOW + seconds) for seconds in (1, 1.5)] == [0, 0]
-    ledger.apply(fresh("later", 8, "Available"))
-    assert decided(ledger, NOW + 1.5) == 2
-
-
-def test_a_binder_that_falls_behind_again_is_waited_for_again_but_not_for_ever() -> None:
-    ledger = stored(known(claim(), volume(version=5)))
-    assert decided(ledger, NOW) == 0
-    ledger.apply(fresh("other", 2))
-    assert [decided(ledger, NOW + seconds) for seconds in (1, 60)] == [0, 0]
-    assert decided(ledger, NOW + 1 + MOST_LAG) == 2
-
-
-def test_a_claim_that_the_in_tree_binder_calls_lost_is_left_to_it() -> None:
-    lost = claim(volumeName="pvc-u1", marks=MARKS, phase="Lost")
-    assert not writes_of(decide_claim(stored(known(lost, volume(phase="Bound"))), DATA, NOW))
-
-
-def test_a_binder_that_never_comes_is_not_waited_for() -> None:
-    older = volume(name="older", uid="pv0", claim=None, provisioned_by="", phase="Pending")
-    ledger = waited(stored(known(claim(), older, volume(version=5))))
-    assert len(writes_of(decide_claim(ledger, DATA, NOW))) == 2
 
 
 # After a failure.

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from moorage_csi.contract import DRIVER_NAME
 from moorage_operator.decide.claims import GRACE, decide_claim
-from moorage_operator.decide.plan import DeleteVolume, Plan, RememberWait, Requeue, Together, Verb, Write
-from moorage_operator.decide.volumes import decide_volume
+from moorage_operator.decide.plan import DeleteVolume, Plan, RememberWait, Requeue, Verb, Write
 from moorage_operator.ledger import Ledger
 from moorage_operator.model.claim import Claim
 from moorage_operator.model.ids import claim_key, volume_key
@@ -22,6 +21,7 @@ from moorage_operator.model.storage_class import Class
 from moorage_operator.model.volume import Volume
 from tests.unit.operator import generated
 from tests.unit.operator.objects import claim, class_body, volume
+from tests.unit.operator.one_claim import NOW, plan_at, writes_of
 
 if TYPE_CHECKING:
     from random import Random
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from moorage_operator.model.ids import Key
 
 DATA, V = claim_key("ns", "data"), volume_key("v")
-NOW = 1000.0
 MARKS = {"pv.kubernetes.io/bind-completed": "yes"}
 CHOSEN = {"pv.kubernetes.io/bound-by-controller": "yes"}
 OTHERS = "example.com/theirs"
@@ -71,23 +70,14 @@ def known(*records: Any, instead: bool) -> Ledger:
 
 def decide(ledger: Ledger, key: Key) -> Plan:
     """What is done, once every moment that is left to others has passed."""
-    for now in (NOW, NOW + GRACE, NOW + 100.0):
-        plan = decide_claim(ledger, key, now) if key.kind == "claim" else decide_volume(ledger, key)
-        for step in plan:
-            if isinstance(step, RememberWait):
-                ledger.notes.remember_wait(step.uid, step.wait)
-    return plan
-
-
-def writes(plan: Plan) -> list[Write]:
-    together = [write for step in plan if isinstance(step, Together) for write in step.writes]
-    return together + [step for step in plan if isinstance(step, Write)]
+    plans = [plan_at(ledger, now, key) for now in (NOW, NOW + GRACE, NOW + 100.0)]
+    return plans[-1]
 
 
 def changes(plan: Plan) -> set[str]:
     """What a plan writes: the paths of its patches, with a phase's value."""
     found = set()
-    for write in writes(plan):
+    for write in writes_of(plan):
         for op in write.ops:
             if op["op"] != "test":
                 kind = "pvc" if "persistentvolumeclaims" in write.path else "pv"
@@ -188,7 +178,7 @@ THEIRS: dict[str, tuple[Key, tuple[Record, ...], str]] = {
 def test_instead_of_the_in_tree_binder_we_do_it_and_beside_it_we_do_not(case: str) -> None:
     key, records, change = THEIRS[case]
     assert change in changes(decide(known(*records, instead=True), key))
-    assert not writes(decide(known(*records, instead=False), key))
+    assert not writes_of(decide(known(*records, instead=False), key))
 
 
 def test_what_others_have_reserved_is_completed_beside_them_too_but_not_at_once() -> None:
@@ -232,7 +222,7 @@ def test_in_no_world_is_a_forbidden_write_made(
     asks = Claim.from_api(_any_claim(generated.dice(seed)))
     ledger.apply(asks)
     plans = [decide(ledger, key) for key in (DATA, *(volume_key(body["metadata"]["name"]) for body in volumes))]
-    for write in [write for plan in plans for write in writes(plan)]:
+    for write in [write for plan in plans for write in writes_of(plan)]:
         _check_conditions(ledger, write)
         _check_order(ledger, asks, write)
         if not instead:
