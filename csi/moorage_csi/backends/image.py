@@ -36,10 +36,6 @@ from moorage_csi.host.paths import Directory
 
 FILE: Final = "image"
 
-FREEZE_SECONDS: Final = 30.0
-"""For which writes to a volume may be held up while it is copied."""
-
-_MODE: Final = 0o600
 _ALWAYS: Final = {filesystems.XFS: ("nouuid",)}
 """A copy has the uuid of its source, and xfs refuses to mount two of one."""
 _HELD_PAUSES: Final = (0.01, 0.04)
@@ -73,13 +69,7 @@ class Image:
 
     def make(self, folder: Directory, shape: Shape) -> None:
         """Make the file, all of it a hole."""
-        fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
-        try:
-            os.ftruncate(fd, shape.size)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        folder.sync()
+        imagefile.make(folder, FILE, shape.size)
 
     async def format(self, folder: Directory, shape: Shape) -> None:
         """Run mkfs on the file itself: no device is needed, and none is left if the driver dies."""
@@ -95,7 +85,7 @@ class Image:
         with _kept(folder, alone=False), _opened(folder, os.O_RDONLY) as fd:
             fitting.refuse_half_grown(folder)
             self._refuse_device(fd, folder)
-            with imagefile.still(fd, seconds=FREEZE_SECONDS):
+            with imagefile.still(fd, seconds=imagefile.FREEZE_SECONDS):
                 yield
 
     def copy(
@@ -108,9 +98,9 @@ class Image:
         """
         with _kept(source, alone=False), _opened(source, os.O_RDONLY) as origin:
             fitting.refuse_half_grown(source)
-            fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
+            fd = folder.open_file(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, imagefile.MODE)
             try:
-                with contextlib.nullcontext() if held else imagefile.still(origin, seconds=FREEZE_SECONDS):
+                with contextlib.nullcontext() if held else imagefile.still(origin, seconds=imagefile.FREEZE_SECONDS):
                     if not imagefile.shared_out(origin, fd):
                         self._refuse_device(origin, source)
                         copying.copy_data(origin, fd, progress=lambda _: pace())
@@ -135,17 +125,11 @@ class Image:
     def grow(self, folder: Directory, shape: Shape) -> None:
         """Append a hole to the file, and tell the device that shows it."""
         with _opened(folder) as fd:
-            if os.fstat(fd).st_size < shape.size:
-                os.ftruncate(fd, shape.size)
-                os.fsync(fd)
-            imagefile.tell_size(fd)
+            imagefile.enlarge(fd, shape.size)
 
     def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - never
         """Refused: the filesystem would have to give up blocks that it may be using."""
-        raise PreconditionError(
-            f"a volume of backend {self.name} never becomes smaller, because the filesystem in its image cannot: make a smaller "
-            "one and copy its files"
-        )
+        raise imagefile.never_smaller(self.name)
 
     async def fit(self, folder: Directory, shape: Shape) -> bool:
         """Grow ext4 on the file; a device has nothing to grow, and xfs grows only while it is mounted."""

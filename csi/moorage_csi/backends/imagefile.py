@@ -16,10 +16,42 @@ from moorage_csi.errors import InFlightError, PreconditionError, UnavailableErro
 from moorage_csi.host import copying, filesystems, freezing, growing, loops, mounts, reflink, syscalls
 from moorage_csi.host.loops import LoopStatus
 from moorage_csi.host.mounts import Mount
+from moorage_csi.host.paths import Directory
 
+FREEZE_SECONDS: Final = 30.0
+"""For which writes to a volume may be held up while it is copied."""
+
+MODE: Final = 0o600
 _LABEL_LIMIT: Final = 63
 _DEVICE_FILESYSTEMS: Final = ("devtmpfs", "tmpfs")
 """Where device nodes live: the host's /dev, or a container's own."""
+
+
+def make(folder: Directory, name: str, size: int) -> None:
+    """Make an image, all of it a hole, on the disk when it returns. FileExistsError where there is one."""
+    fd = folder.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, MODE)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    folder.sync()
+
+
+def enlarge(fd: int, size: int) -> None:
+    """Append a hole to an image, or find it as large, and tell the device that shows it."""
+    if os.fstat(fd).st_size < size:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    tell_size(fd)
+
+
+def never_smaller(backend: str) -> PreconditionError:
+    """Why an image does not shrink: the filesystem would have to give up blocks that it may be using."""
+    return PreconditionError(
+        f"a volume of backend {backend} never becomes smaller, because the filesystem in its image cannot: make a smaller "
+        "one and copy its files"
+    )
 
 
 def devices(fd: int) -> list[LoopStatus]:

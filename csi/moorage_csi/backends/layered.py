@@ -38,10 +38,6 @@ from moorage_csi.host import commands, filesystems, freezing, mounts, paths, sys
 from moorage_csi.host.mounts import Mount, MountAttributes, MountFlag
 from moorage_csi.host.paths import Directory
 
-FREEZE_SECONDS: Final = 30.0
-"""For which writes to a volume may be held up while what was written is copied."""
-
-_MODE: Final = 0o600
 _PRIVATE: Final = 0o700
 _BLOCK_UNIT: Final = 512
 _EVERY_FLAG: Final = functools.reduce(operator.or_, MountFlag)
@@ -81,13 +77,7 @@ class Layered:
     def make(self, folder: Directory, shape: Shape) -> None:
         """Make the image, all of it a hole, and no layers."""
         folder.make_directory(layers.LAYERS, _PRIVATE)
-        fd = folder.open_file(layers.FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
-        try:
-            os.ftruncate(fd, shape.size)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        folder.sync()
+        imagefile.make(folder, layers.FILE, shape.size)
 
     async def format(self, folder: Directory, shape: Shape) -> None:
         """Make the filesystem in the image, with the directories of an overlay in it."""
@@ -106,7 +96,7 @@ class Layered:
                 if used:
                     top = stack.enter_context(layers.written(fd))
             if used:
-                stack.enter_context(imagefile.frozen(top, seconds=FREEZE_SECONDS))
+                stack.enter_context(imagefile.frozen(top, seconds=imagefile.FREEZE_SECONDS))
             yield
 
     def copy(
@@ -139,17 +129,11 @@ class Layered:
     def grow(self, folder: Directory, shape: Shape) -> None:
         """Append a hole to the image, and tell the device that shows it."""
         with _settled(folder), _opened(folder) as fd:
-            if os.fstat(fd).st_size < shape.size:
-                os.ftruncate(fd, shape.size)
-                os.fsync(fd)
-            imagefile.tell_size(fd)
+            imagefile.enlarge(fd, shape.size)
 
     def shrink(self, folder: Directory, shape: Shape, *, copied: bool) -> None:  # noqa: ARG002 - never
         """Refused: the filesystem would have to give up blocks that it may be using."""
-        raise PreconditionError(
-            f"a volume of backend {self.name} never becomes smaller, because the filesystem in its image cannot: make a smaller "
-            "one and copy its files"
-        )
+        raise imagefile.never_smaller(self.name)
 
     async def fit(self, folder: Directory, shape: Shape) -> bool:
         """Grow the filesystem on the image, while no copy is being made of it."""
@@ -279,7 +263,7 @@ def _take_over(source: Directory, chain: Directory, pace: Callable[[], None], *,
             top = stack.enter_context(layers.written(fd))
         with source.child(layers.LAYERS) as origin:
             if layers.changed(top, origin, below):
-                with imagefile.frozen(top, seconds=FREEZE_SECONDS, by_caller=held):
+                with imagefile.frozen(top, seconds=imagefile.FREEZE_SECONDS, by_caller=held):
                     layers.add(chain, len(below), lambda made: imagefile.copy(fd, made, pace))
             layers.link(origin, below, chain)
 
